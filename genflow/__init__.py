@@ -1,0 +1,27 @@
+"""GenFlow: one-step image generation in PyTorch.
+
+Importing the package registers every built-in component; heavy optional packages are imported when used.
+"""
+
+from genflow import (
+    backbones,
+    codecs,
+    data,
+    engine,
+    evaluation,
+    feature_encoders,
+    field_estimators,
+    flow_teachers,
+    guidance,
+    inverse_heads,
+    losses,
+    methods,
+)
+from genflow.condition import Condition
+from genflow.draws import Draws
+from genflow.errors import UserError
+from genflow.generator import Generator
+from genflow.graph import ComponentGraph
+from genflow.recipe import load_recipe
+
+__version__ = "0.1.0"

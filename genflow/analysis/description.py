@@ -1,0 +1,134 @@
+"""What a recipe's graph is and costs: a table, a drawing, and the published numbers beside ours."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from genflow.analysis.flops import GeneratorCost, count_generator, count_macs
+from genflow.flow_teachers.base import FlowTeacher
+from genflow.graph import ComponentGraph
+from genflow.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One row of a graph's table.
+
+    Args:
+        path: place in the recipe.
+        kind, type: kind and class name of the component.
+        trainable: whether training changes any of its parameters; None without parameters.
+        parameters: its parameters, those of components inside it included.
+        macs: multiply-adds for one image; None where it is no part of the generator and no flow.
+    """
+
+    path: str
+    kind: str
+    type: str
+    trainable: bool | None
+    parameters: int
+    macs: int | None
+
+
+def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None) -> nn.Module:
+    """Build the model without memory for its weights."""
+    with torch.device("meta"):
+        return graph.build(objects=objects)
+
+
+def count_recipe(graph: ComponentGraph) -> GeneratorCost:
+    """Parameters and multiply-adds of the recipe's generator and decoder."""
+    return count_generator(build_on_meta(graph).generator)
+
+
+def summarize(cost: GeneratorCost) -> str:
+    """One line for a log."""
+    line = f"{cost.generator_params / 1e6:.2f} M parameters, {cost.generator_macs / 1e9:.4g} GMACs per image"
+    if cost.decoder_macs:
+        line += f", decoder {cost.decoder_params / 1e6:.2f} M, {cost.decoder_macs / 1e9:.4g} GMACs"
+    return f"{line}, {cost.nfe} network evaluation(s)"
+
+
+def describe(graph: ComponentGraph) -> list[NodeCost]:
+    """One row per component under the model, parents first."""
+    objects: dict[str, Any] = {}
+    method = build_on_meta(graph, objects)
+    cost = count_generator(method.generator)
+    places = {id(module): path for path, module in method.generator.named_modules()}
+    rows = []
+    for node, _ in graph.nodes():
+        component = objects[node.path]
+        parameters = list(component.parameters()) if isinstance(component, nn.Module) else []
+        macs = cost.by_component.get(places.get(id(component), ""))
+        if component is method:
+            macs = None
+        elif macs is None and isinstance(component, FlowTeacher):
+            macs = _flow_macs(component)
+        rows.append(
+            NodeCost(
+                node.path,
+                node.kind,
+                node.cls.__name__,
+                any(p.requires_grad for p in parameters) if parameters else None,
+                sum(p.numel() for p in parameters),
+                macs,
+            )
+        )
+    return rows
+
+
+def _flow_macs(flow: FlowTeacher) -> int:
+    """One forward pass of a flow that only teaches."""
+    data = torch.zeros(1, *flow.image_shape, device="meta")
+    labels = torch.zeros(1, dtype=torch.int64, device="meta")
+    return count_macs(flow, (data, labels), lambda x, c: flow(x, c if flow.num_classes else None).latent).total
+
+
+def graph_table(rows: list[NodeCost]) -> Table:
+    """The rows as a table."""
+    table = Table(title="components")
+    for title in ("node", "kind", "type", "trainable"):
+        table.add_column(title, overflow="fold")
+    for title in ("parameters", "GMACs"):
+        table.add_column(title, justify="right")
+    names = {None: "", True: "yes", False: "frozen"}
+    for row in rows:
+        macs = "" if row.macs is None else f"{row.macs / 1e9:.4g}"
+        table.add_row(row.path, row.kind, row.type, names[row.trainable], f"{row.parameters:,}", macs)
+    return table
+
+
+def mermaid(graph: ComponentGraph) -> str:
+    """A Mermaid flowchart: components point at what they are built into; prerequisites are dashed."""
+    lines = ["flowchart BT"]
+    names: dict[str, str] = {}
+    edges = []
+    for node, children in graph.nodes():
+        names.setdefault(node.path, f"n{len(names)}")
+        label = node.path.removeprefix("model.").removeprefix("components.")
+        shape = ("[[", "]]") if node.path.startswith("prerequisites.") else ("[", "]")
+        lines.append(f'  {names[node.path]}{shape[0]}"{label}<br/><b>{node.cls.__name__}</b>"{shape[1]}')
+        for child in children:
+            names.setdefault(child.path, f"n{len(names)}")
+            arrow = "-.->" if child.path.startswith("prerequisites.") else "-->"
+            edges.append(f"  {names[child.path]} {arrow} {names[node.path]}")
+    return "\n".join([*lines, *edges])
+
+
+def analyze_recipe(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Count a recipe's generator and compare with what its paper published.
+
+    Returns:
+        ``recipe``, the fields of :class:`~genflow.analysis.flops.GeneratorCost`, ``published`` as in the
+        recipe, and ``ratio_to_published``, ours divided by theirs for the figures that a count can check.
+    """
+    graph = ComponentGraph.from_recipe(load_recipe(path, overrides))
+    cost = count_recipe(graph)
+    published = graph.settings().published
+    ours = {"params_m": cost.generator_params / 1e6, "gflops": cost.generator_macs / 1e9}
+    ratios = {name: value / published[name] for name, value in ours.items() if name in published}
+    return {"recipe": Path(path).stem, **asdict(cost), "published": published, "ratio_to_published": ratios}

@@ -1,0 +1,1 @@
+from genflow.backbones.grouped_transformer import GroupedTransformer

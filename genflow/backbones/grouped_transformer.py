@@ -1,0 +1,140 @@
+"""The bidirectional reverse transformer of BiFlow (arXiv 2512.10953, spec 3.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.backbones.base import GroupedBackbone
+from genflow.condition import Condition
+from genflow.layers.embeddings import ClassEmbedding, axial_rotation, sinusoidal
+from genflow.layers.patches import grid_side, patchify, unpatchify
+from genflow.layers.transformer import TransformerLayer, build_norm
+from genflow.registry import BACKBONES
+
+_GUIDANCE_FEATURES = 256
+
+
+class TokenGroup(nn.Module):
+    """A few transformer layers with in-context tokens of their own, which are dropped again.
+
+    Args:
+        width, heads: of the layers.
+        layers: number of layers.
+        num_classes: classes of the group's own table; None for a group that does not see the class.
+        class_tokens, guidance_tokens: number of in-context tokens.
+    """
+
+    def __init__(
+        self, width: int, heads: int, layers: int, num_classes: int | None, class_tokens: int, guidance_tokens: int
+    ):
+        super().__init__()
+        std = width**-0.5
+        self.classes = None if num_classes is None else ClassEmbedding(num_classes, width, std)
+        self.class_tokens = (
+            None if num_classes is None else nn.Parameter(std * torch.randn(class_tokens, width))
+        )
+        self.guidance_tokens = nn.Parameter(std * torch.randn(guidance_tokens, width))
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, heads, norm="rms", feedforward="swiglu", qk_norm=True, gated=True)
+            for _ in range(layers)
+        )
+
+    def forward(self, hidden: Tensor, labels: Tensor, guidance: Tensor, angles: Tensor) -> Tensor:
+        """(B, T, W) hidden, (B,) labels, (B, 1, W) guidance embedding, (T, d/2) angles to (B, T, W)."""
+        prefix = [self.guidance_tokens + guidance]
+        if self.classes is not None:
+            prefix.insert(0, self.class_tokens + self.classes(labels).unsqueeze(1))
+        sequence = torch.cat([*(part.to(hidden.dtype) for part in prefix), hidden], dim=1)
+        count = sequence.shape[1] - hidden.shape[1]
+        angles = F.pad(angles, (0, 0, count, 0))
+        for layer in self.layers:
+            sequence = layer(sequence, angles=angles)
+        return sequence[:, count:]
+
+
+@BACKBONES.register_module()
+class GroupedTransformer(GroupedBackbone):
+    """Groups of bidirectional layers, one per block of the flow to be inverted, then a denoising group.
+
+    Pre-norm RMSNorm layers with query/key norms, SwiGLU and zero-initialised gates, no biases; 2-D rotary
+    positions on the patch tokens, none on in-context tokens. The denoising group sees the guidance scale
+    but not the class.
+
+    Args:
+        image_size: side of the square image or latent.
+        channels: its channels.
+        patch_size: side of a patch.
+        width: W.
+        heads: attention heads.
+        groups: number of groups, the flow's number of blocks.
+        layers: layers per group.
+        denoise_layers: layers of the denoising group; 0 leaves it out.
+        num_classes: classes.
+        class_tokens, guidance_tokens: in-context tokens per group.
+
+    Raises:
+        ValueError: sizes that do not divide.
+    """
+
+    uses = ("labels", "guidance")
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        patch_size: int,
+        width: int,
+        heads: int,
+        groups: int,
+        layers: int,
+        denoise_layers: int = 2,
+        num_classes: int = 1000,
+        class_tokens: int = 8,
+        guidance_tokens: int = 4,
+    ):
+        super().__init__()
+        side = grid_side(image_size, patch_size)
+        features = channels * patch_size**2
+        self.image_shape = (channels, image_size, image_size)
+        self.num_classes = num_classes
+        self.patch_size = patch_size
+        self.groups = groups
+        self.width = width
+        self.input = nn.Linear(features, width)
+        self.guidance_embedding = nn.Linear(_GUIDANCE_FEATURES, width)
+        self.group_layers = nn.ModuleList(
+            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens) for _ in range(groups)
+        )
+        self.denoise_layers = (
+            TokenGroup(width, heads, denoise_layers, None, 0, guidance_tokens) if denoise_layers else None
+        )
+        self.output_norm = build_norm("rms", width)
+        self.output = nn.Linear(width, features)
+        self.register_buffer("angles", axial_rotation(side, width // heads), persistent=False)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Variance-scaled linear maps with zero biases, and a zero output map."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.output.weight)
+
+    def _guidance(self, condition: Condition) -> Tensor:
+        """(B, 1, W) embedding of w / (1 + w), which lies in [0, 1) for every scale w >= 0."""
+        scale = condition.guidance
+        return self.guidance_embedding(sinusoidal(scale / (1 + scale), _GUIDANCE_FEATURES)).unsqueeze(1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.input(patchify(x, self.patch_size))
+
+    def group(self, index: int, hidden: Tensor, condition: Condition) -> Tensor:
+        return self.group_layers[index](hidden, condition.labels, self._guidance(condition), self.angles)
+
+    def finish(self, hidden: Tensor, condition: Condition) -> Tensor:
+        if self.denoise_layers is not None:
+            hidden = self.denoise_layers(hidden, condition.labels, self._guidance(condition), self.angles)
+        tokens = self.output(self.output_norm(hidden))
+        return unpatchify(tokens, self.patch_size, self.image_shape[0])

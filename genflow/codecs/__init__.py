@@ -1,0 +1,2 @@
+from genflow.codecs.identity import Identity
+from genflow.codecs.sd_vae import SDVAE

@@ -1,0 +1,25 @@
+"""The contract of codecs."""
+
+from torch import Tensor, nn
+
+
+class Codec(nn.Module):
+    """Pixels to the space the generator works in, and back.
+
+    A subclass sets ``latent_shape`` (C, H, W), the shape of one sample in that space.
+    """
+
+    kind = "codec"
+    latent_shape: tuple[int, int, int]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [-1, 1] to stored latents, before :meth:`normalize`."""
+        raise NotImplementedError
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Stored latents to the generator's space, (B, *latent_shape), about unit variance."""
+        raise NotImplementedError
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """(B, *latent_shape) samples of the generator to images, nominally in [-1, 1], not clipped."""
+        raise NotImplementedError

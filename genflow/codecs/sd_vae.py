@@ -1,0 +1,134 @@
+"""The autoencoder of Stable Diffusion (arXiv 2112.10752), through diffusers."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from genflow.codecs.base import Codec
+from genflow.errors import UserError, missing_extra
+from genflow.registry import CODECS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+# The published architecture, in the names of diffusers.
+_ARCHITECTURE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+    "norm_num_groups": 32,
+    "act_fn": "silu",
+}
+
+
+@CODECS.register_module()
+class SDVAE(Codec):
+    """Latents of a frozen VAE, normalised per channel.
+
+    Stored latents are posterior means without the scaling factor of Stable Diffusion. Without ``weights``
+    the codec normalises stored latents and its cost can be counted, but it neither encodes nor decodes.
+
+    Args:
+        image_size: side of the square image.
+        weights: local folder in diffusers' format, e.g. a download of stabilityai/sd-vae-ft-mse; its
+            ``config.json`` says the architecture. None for the published architecture without weights.
+        latent_mean, latent_std: of stored latents, one number per channel; the defaults are those of
+            ImageNet under the ft-mse weights.
+
+    Raises:
+        UserError: diffusers is not installed, or ``weights`` is not such a folder.
+        ValueError: sizes that do not divide, or statistics for another number of channels.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        weights: str | None = None,
+        latent_mean: tuple[float, ...] = (0.865, -0.278, 0.216, 0.374),
+        latent_std: tuple[float, ...] = (4.855, 5.319, 3.937, 3.987),
+    ):
+        super().__init__()
+        vae = _load(weights)
+        self.has_weights = weights is not None
+        if self.has_weights:
+            self.vae = vae
+        else:
+            # Past nn.Module's registration: parameters on the meta device could be neither moved nor saved.
+            self.__dict__["vae"] = vae
+        channels, factor = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+        if image_size % factor:
+            raise ValueError(f"image_size {image_size} is not a multiple of {factor}, the VAE's factor")
+        for name, values in {"latent_mean": latent_mean, "latent_std": latent_std}.items():
+            if len(values) != channels:
+                raise ValueError(f"{name} has {len(values)} numbers, the VAE {channels} latent channels")
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.latent_shape = (channels, image_size // factor, image_size // factor)
+
+    @property
+    def decoder_modules(self) -> tuple[nn.Module, ...]:
+        """What :meth:`decode` runs; their parameters are those of decoding."""
+        return tuple(part for part in (self.vae.post_quant_conv, self.vae.decoder) if part is not None)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [-1, 1] to the (B, *latent_shape) means of their posteriors, unscaled.
+
+        Raises:
+            UserError: the codec has no weights.
+        """
+        self._require_weights(images)
+        return self.vae.encode(images).latent_dist.mean
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean.to(latents)) / self.latent_std.to(latents)
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """(B, *latent_shape) normalised samples to (B, 3, H, W) images, nominally in [-1, 1], not clipped.
+
+        Raises:
+            UserError: the codec has no weights.
+        """
+        self._require_weights(samples)
+        return self.vae.decode(samples * self.latent_std.to(samples) + self.latent_mean.to(samples)).sample
+
+    def _require_weights(self, data: Tensor) -> None:
+        """On the meta device there is nothing to compute, so counting needs no weights."""
+        if not self.has_weights and not data.is_meta:
+            raise UserError(
+                "SDVAE has no weights: set weights: to a folder in diffusers format, "
+                "e.g. a download of stabilityai/sd-vae-ft-mse"
+            )
+
+
+def _load(weights: str | None) -> "AutoencoderKL":
+    """The frozen VAE of a folder, or the published architecture on the meta device."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise missing_extra("diffusers", "vae") from error
+    if weights is None:
+        with torch.device("meta"):
+            vae = AutoencoderKL(**_ARCHITECTURE)
+    else:
+        folder = Path(weights)
+        if not folder.is_dir():
+            raise UserError(f"weights of SDVAE: there is no folder '{folder}'")
+        try:
+            if json.loads((folder / "config.json").read_text())["_class_name"] != "AutoencoderKL":
+                raise UserError(f"weights of SDVAE: '{folder}' does not hold an AutoencoderKL")
+            # The slow path of diffusers needs no further package.
+            vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, low_cpu_mem_usage=False)
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"weights of SDVAE: '{folder}' is not in diffusers format: {reason}") from error
+    return vae.eval().requires_grad_(False)

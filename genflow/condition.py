@@ -1,0 +1,36 @@
+"""What a generator is conditioned on."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The conditioning of one batch; every backbone takes it and says which fields it uses.
+
+    Args:
+        labels: (B,) int64 class labels; ``num_classes`` (or -1) stands for "no class".
+        guidance: (B,) float guidance scale, in the convention of the generator's method.
+        interval: (B, 2) float guidance interval in time.
+        duration: (B,) float time span ``t - r`` of an average velocity.
+        style: (B, K) int64 style codes.
+    """
+
+    labels: Tensor | None = None
+    guidance: Tensor | None = None
+    interval: Tensor | None = None
+    duration: Tensor | None = None
+    style: Tensor | None = None
+
+    def require(self, *names: str, user: str) -> None:
+        """Raise ``ValueError`` if a field that ``user`` needs is missing."""
+        for name in names:
+            if getattr(self, name) is None:
+                given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+                raise ValueError(f"{user} needs Condition.{name}; given: {', '.join(given) or 'nothing'}")
+
+    def unlabelled(self, num_classes: int) -> "Condition":
+        """The same condition with every label replaced by "no class"."""
+        return replace(self, labels=torch.full_like(self.labels, num_classes))

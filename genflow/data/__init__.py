@@ -1,0 +1,2 @@
+from genflow.data.digits import Digits
+from genflow.data.latent_cache import LatentCache

@@ -1,0 +1,86 @@
+"""Random numbers without hidden state: a draw is a function of (seed, sample, stream, element).
+
+Every training sample has a position in one endless stream of samples (update times global batch plus
+index in the batch), every generated image an index. Its random numbers depend on that number alone, so
+neither the number of processes, nor micro-batches, nor a resume, nor the sampling batch changes them.
+The bits come from Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
+computed with integer tensor operations, hence the same on every device.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox 4x32-10: four 32-bit counter words and two key words to four random 32-bit words.
+
+    Words are held in int64 tensors. A product of two words wraps around in int64, but its two halves,
+    masked, are still right.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0, low0 = (product0 >> 32) & _WORD, product0 & _WORD
+        high1, low1 = (product1 >> 32) & _WORD, product1 & _WORD
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return [c0, c1, c2, c3]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch of samples.
+
+    Args:
+        seed: any integer; its low 64 bits are used.
+        positions: (B,) int64, the sample numbers.
+    """
+
+    seed: int
+    positions: Tensor
+
+    def _words(self, stream: str, count: int) -> Tensor:
+        """(B, count) int64 words in [0, 2**32)."""
+        blocks = torch.arange(math.ceil(count / 4), device=self.positions.device)
+        position = self.positions.unsqueeze(1)
+        counter = torch.broadcast_tensors(
+            blocks, position & _WORD, (position >> 32) & _WORD, torch.full_like(blocks, zlib.crc32(stream.encode()))
+        )
+        words = philox(counter, (self.seed & _WORD, (self.seed >> 32) & _WORD))
+        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32 uniform numbers in (0, 1), 23 bits each; ``stream`` names their use."""
+        words = self._words(stream, math.prod(shape))
+        return (((words >> 9).float() + 0.5) * 2.0**-23).view(-1, *shape)
+
+    def normal(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) float32 standard normal numbers (Box-Muller)."""
+        count = math.prod(shape)
+        half = math.ceil(count / 2)
+        uniform = self.uniform(stream, (2, half))
+        radius = torch.sqrt(-2.0 * torch.log(uniform[:, 0]))
+        angle = (2.0 * math.pi) * uniform[:, 1]
+        both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+        return both[:, :count].reshape(-1, *shape)
+
+    def to(self, device: torch.device | str) -> "Draws":
+        """The same draws, computed on ``device``."""
+        return Draws(self.seed, self.positions.to(device))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, part: slice) -> "Draws":
+        return Draws(self.seed, self.positions[part])

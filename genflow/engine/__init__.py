@@ -1,0 +1,1 @@
+from genflow.engine.schedule import WarmupLR

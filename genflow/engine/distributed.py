@@ -1,0 +1,75 @@
+"""Start of a process group on any device, and the few collective calls the engine needs."""
+
+import os
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from genflow.errors import UserError
+
+Launcher = Literal["none", "pytorch", "slurm"]
+
+
+def start_process_group(launcher: Launcher) -> None:
+    """Join the process group that the launcher describes in the environment; nccl with a GPU, else gloo.
+
+    mmengine's own start with ``pytorch`` calls ``torch.cuda.set_device`` whatever the backend, so the group
+    is started here first, and mmengine then finds it.
+
+    Raises:
+        UserError: the launcher's environment variables are missing.
+    """
+    if launcher == "none" or dist.is_initialized():
+        return
+    if launcher == "slurm":
+        _export_slurm()
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"--launcher {launcher}: {', '.join(missing)} not set; start with torchrun, "
+            "e.g. torchrun --nproc-per-node 2 tools/train.py RECIPE --launcher pytorch"
+        )
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _export_slurm() -> None:
+    """Translate Slurm's variables into torch's; MASTER_ADDR must name the first node or be exported."""
+    if "SLURM_PROCID" not in os.environ:
+        raise UserError("--launcher slurm: SLURM_PROCID is not set; start with srun")
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+    if "MASTER_ADDR" not in os.environ:
+        nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", ""))
+        first, _, rest = nodes.partition("[")
+        first_number = rest.split(",")[0].split("-")[0].rstrip("]")
+        os.environ["MASTER_ADDR"] = f"{first}{first_number}" if rest else nodes.split(",")[0]
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) without a group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main() -> bool:
+    """Whether this process writes files."""
+    return rank_and_size()[0] == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

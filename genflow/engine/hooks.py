@@ -1,0 +1,119 @@
+"""What happens around updates: logs, averages, checkpoints, sample grids, costs."""
+
+import json
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook, LoggerHook
+
+from genflow.engine.averages import swapped
+from genflow.engine.distributed import is_main
+from genflow.engine.runner import find_checkpoints
+from genflow.images import save_grid
+from genflow.sections import CheckpointSection, SamplesSection
+from genflow.weights import write_text
+
+
+class ConsoleHook(LoggerHook):
+    """mmengine's console line, with its ETA, for a loop without epochs."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.every_n_inner_iters(batch_idx, self.interval) or batch_idx + 1 == runner.max_iters:
+            _, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
+            runner.logger.info(line)
+
+
+class ScalarsHook(Hook):
+    """Appends one JSON object per update to ``scalars.jsonl``: step, every term, gradient norm, rates."""
+
+    def before_train(self, runner) -> None:
+        if not is_main():
+            return
+        path = Path(runner.work_dir) / "scalars.jsonl"
+        # Updates after the resumed one, and a line that a kill cut short, will be done again.
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= runner.iter]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if is_main():
+            # Schedules step at a lower priority, so this is the rate that the update used.
+            rate = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
+            self.file.write(json.dumps({"step": batch_idx + 1, **outputs, "lr": rate}) + "\n")
+
+    def after_train(self, runner) -> None:
+        if is_main():
+            self.file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            break
+        lines.append(line)
+    return lines
+
+
+class AverageHook(Hook):
+    """Updates the runner's weight averages after every optimizer update."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        weights = runner.method.trained_parameters()
+        images = (batch_idx + 1) * runner.batch_size
+        for average in runner.averages.values():
+            average.update(weights, images, runner.batch_size)
+
+
+class CheckpointHook(Hook):
+    """Writes training checkpoints, the last one included, and removes the oldest."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, section: CheckpointSection):
+        self.section = section
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        step = batch_idx + 1
+        if is_main() and (step % self.section.interval == 0 or step == runner.max_iters):
+            runner.save_training_state(step)
+            for old in find_checkpoints(Path(runner.work_dir))[: -self.section.max_keep_ckpts]:
+                old.unlink()
+
+
+class SampleGridHook(Hook):
+    """Writes grids of samples, one row per class, to ``samples/``; always the same noise."""
+
+    priority = "LOW"
+
+    def __init__(self, section: SamplesSection):
+        self.section = section
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        step = batch_idx + 1
+        due = self.section.interval and step % self.section.interval == 0
+        if not is_main() or not (due or step == runner.max_iters):
+            return
+        method, section = runner.method, self.section
+        classes = min(section.classes, method.generator.num_classes) or 1
+        device = next(method.parameters()).device
+        labels = torch.arange(classes, device=device).repeat_interleave(section.per_class)
+        method.eval()
+        with swapped(method.trained_parameters(), runner.exported_average):
+            images = method.generator.sample(labels, seed=runner.settings.seed, guidance=section.guidance)
+        method.train()
+        save_grid(images, Path(runner.work_dir) / "samples" / f"step_{step:08d}.png", columns=section.per_class)
+
+
+class CostHook(Hook):
+    """Logs parameters and multiply-adds of the generator that is trained."""
+
+    def __init__(self, line: str):
+        self.line = line
+
+    def before_run(self, runner) -> None:
+        runner.logger.info(self.line)

@@ -1,0 +1,147 @@
+"""The training loop: one optimizer update after another, counted in updates."""
+
+import contextlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from genflow.engine.distributed import mean_over_processes, rank_and_size
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss term or gradient is not finite; the weights are those of the last good update."""
+
+
+class AutocastOptimWrapper(OptimWrapper):
+    """An OptimWrapper that runs the forward pass under bfloat16 autocast on any device.
+
+    mmengine's AmpOptimWrapper refuses CPUs; bfloat16 needs no loss scaling anywhere.
+
+    Args:
+        optimizer: the optimizer.
+        precision: ``float32`` or ``bfloat16``.
+        clip_grad_norm: largest global gradient norm; None never clips.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, precision: str, clip_grad_norm: float | None):
+        super().__init__(optimizer)
+        self.precision = precision
+        self.clip_grad_norm = clip_grad_norm
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def clipped_norm(self) -> Tensor:
+        """Clip the gradients in place; returns their norm before, a scalar."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed every global generator from (seed, step, rank).
+
+    GenFlow's own draws do not use them; a custom component that does is then exact on resume as well.
+    """
+    value = (seed * 1_000_003 + step * 8191 + rank_and_size()[0]) % 2**32
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+class UpdateLoop(BaseLoop):
+    """Runs updates until ``max_iters``.
+
+    Args:
+        runner: GenFlow's runner.
+        dataloader: endless; its batches are dictionaries of tensors and Draws.
+        max_iters: updates in all, resumed ones included.
+        micro_batches: parts of a process's batch that are run one after the other.
+        seed: see :func:`seed_step`.
+    """
+
+    def __init__(self, runner, dataloader: DataLoader, max_iters: int, micro_batches: int, seed: int):
+        super().__init__(runner, dataloader)
+        self._max_iters = max_iters
+        self.micro_batches = micro_batches
+        self.seed = seed
+        self.iter = 0
+        self.epoch, self.max_epochs = 0, 1  # mmengine's hooks ask; the loop has no epochs
+        self.stop_training = False
+
+    @property
+    def max_iters(self) -> int:
+        """Updates in all."""
+        return self._max_iters
+
+    def run(self) -> nn.Module:
+        """Train; hooks see ``runner.iter``, the number of the update at hand, from 0."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        batches = iter(self.dataloader)
+        while self.iter < self._max_iters and not self.stop_training:
+            batch = next(batches)
+            seed_step(self.seed, self.iter)
+            runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
+            values = self.update(batch)
+            runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=values)
+            self.iter += 1
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def update(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One update.
+
+        Returns:
+            Every loss term and the gradient norm, means over the global batch.
+
+        Raises:
+            TrainingDiverged: before the optimizer step, naming what is not finite.
+        """
+        model, optimizer = self.runner.model, self.runner.optim_wrapper
+        device = next(model.parameters()).device
+        batch = {name: value.to(device) for name, value in batch.items()}
+        count = len(batch["labels"])
+        edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
+        optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for start, end in zip(edges, edges[1:], strict=False):
+            part = {name: value[start:end] for name, value in batch.items()}
+            share = (end - start) / count
+            last = end == count
+            synchronise = contextlib.nullcontext() if last or not is_model_wrapper(model) else model.no_sync()
+            with synchronise:
+                with optimizer.autocast(device):
+                    terms = model(**part, mode="loss")
+                optimizer.backward(terms["loss"] * share)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() * share
+        norm = optimizer.clipped_norm()
+        means = mean_over_processes(torch.stack([*sums.values()]))
+        values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
+        self._check_finite(values)
+        optimizer.step()
+        return values
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        bad = {name: value for name, value in values.items() if not np.isfinite(value)}
+        if not bad:
+            return
+        terms = [name for name in bad if name not in ("loss", "grad_norm")] or list(bad)
+        message = f"update {self.iter + 1}: not finite: {', '.join(f'{name} = {bad[name]}' for name in terms)}"
+        for name, parameter in self.runner.model.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                message += f"; first such gradient: {name}"
+                break
+        raise TrainingDiverged(message)

@@ -1,0 +1,230 @@
+"""Train a recipe: prerequisites first, then a run folder that holds the artifact."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genflow.engine import artifacts
+from genflow.engine.averages import swapped
+from genflow.engine.distributed import Launcher, barrier, is_main, rank_and_size, start_process_group
+from genflow.engine.loop import AutocastOptimWrapper
+from genflow.errors import UserError
+from genflow.graph import ComponentGraph
+from genflow.methods.base import Method
+from genflow.recipe import load_recipe
+from genflow.weights import read_checkpoint
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to run, as opposed to what.
+
+    Args:
+        work_dir: run folder; None takes ``work_dirs/<recipe>``.
+        resume: ``auto`` continues from the newest checkpoint if there is one; a path from that one; None
+            refuses a folder that holds a run.
+        launcher: what started the processes.
+    """
+
+    work_dir: Path | None = None
+    resume: str | None = None
+    launcher: Launcher = "none"
+
+
+def train(
+    path: str | Path,
+    overrides: list[str] | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    options: TrainOptions = TrainOptions(),
+) -> Path:
+    """Train the recipe in ``path``, after any missing prerequisite; returns the run folder.
+
+    Raises:
+        UserError: the recipe, the data or the run folder is not right; nothing has been written.
+        TrainingDiverged: see :class:`genflow.engine.loop.TrainingDiverged`.
+    """
+    recipe = load_recipe(path, overrides)
+    if seed is not None:
+        recipe["seed"] = seed
+    work_dir = options.work_dir or Path("work_dirs") / Path(path).stem
+    start_process_group(options.launcher)
+    return _train(recipe.to_dict(), str(path), work_dir, options)
+
+
+def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOptions) -> Path:
+    graph = ComponentGraph.from_recipe(recipe, source)
+    settings = graph.settings()
+    for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if name not in graph.recipe.arguments:
+            raise UserError(f"{source}: {name}: missing, training needs it")
+    data = graph.section("train_dataloader")
+    checkpoint = _find_resume(work_dir, options.resume)
+    runs = _train_prerequisites(recipe, graph, source, work_dir, options)
+
+    def load_prerequisite(name: str):
+        try:
+            return artifacts.read_artifact(runs[name])
+        except ValueError as error:
+            raise UserError(f"{source}: prerequisites.{name}: {error}") from None
+
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        try:
+            method: Method = graph.build(load_prerequisite)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{source}: a prerequisite's weights do not fit its recipe: {error}") from None
+    return _run(graph, method, data, work_dir, checkpoint, recipe, options)
+
+
+def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
+    """The checkpoint to start from.
+
+    Raises:
+        UserError: the folder holds a run and nobody said to resume it.
+    """
+    from genflow.engine.runner import find_checkpoints
+
+    if resume not in (None, AUTO):
+        read_checkpoint(Path(resume))
+        return Path(resume)
+    found = find_checkpoints(work_dir)
+    if resume is None and (found or (work_dir / artifacts.WEIGHTS_FILE).exists()):
+        raise UserError(f"{work_dir}: holds a run already; pass --resume to continue it or another --work-dir")
+    return found[-1] if found else None
+
+
+def _train_prerequisites(
+    recipe: dict[str, Any], graph: ComponentGraph, source: str, work_dir: Path, options: TrainOptions
+) -> dict[str, Path]:
+    """Train the prerequisites whose run folder holds no artifact; returns all the folders."""
+    runs = {}
+    for name, entry in recipe.get("prerequisites", {}).items():
+        run_dir = Path(entry["run"]) if entry.get("run") else work_dir.parent / entry["name"]
+        runs[name] = run_dir
+        if artifacts.is_complete(run_dir):
+            _say(f"prerequisite '{name}': using {run_dir}")
+            continue
+        _say(f"prerequisite '{name}': {run_dir} holds no finished run, training {entry['name']} first")
+        prerequisite = TrainOptions(run_dir, AUTO, options.launcher)
+        _train(entry["recipe"], f"{source}: prerequisites.{name}.recipe", run_dir, prerequisite)
+    return runs
+
+
+def _run(
+    graph: ComponentGraph,
+    method: Method,
+    data: Any,
+    work_dir: Path,
+    checkpoint: Path | None,
+    recipe: dict[str, Any],
+    options: TrainOptions,
+) -> Path:
+    # mmengine's runner loads slowly and imports OpenCV; a mistake in a recipe is told before that.
+    from genflow.analysis.description import count_recipe, summarize
+    from genflow.data.stream import build_loader
+    from genflow.engine import hooks
+    from genflow.engine.runner import Runner, read_resumable
+
+    settings = graph.settings()
+    optim = graph.section("optim_wrapper")
+    parameters = list(method.trained_parameters().values())
+    optimizer = AutocastOptimWrapper(optim.optimizer(parameters), optim.precision, optim.clip_grad_norm)
+    schedulers = []
+    for scheduler in graph.section("param_scheduler") or []:
+        scheduler.fill("total_iters", settings.train_cfg.max_iters)
+        schedulers.append(scheduler(optimizer.optimizer))
+    state = None
+    if checkpoint is not None:
+        state = read_resumable(checkpoint, method, settings, len(schedulers))
+    rank, size = rank_and_size()
+    start = 0 if state is None else state["step"]
+    loader = build_loader(
+        data.dataset,
+        data.batch_size,
+        settings.seed,
+        start,
+        rank=rank,
+        world_size=size,
+        num_workers=data.num_workers,
+    )
+    cost = count_recipe(graph)
+    if is_main():
+        artifacts.write_recipe(work_dir, recipe)
+    default_hooks = {
+        "logger": hooks.ConsoleHook(interval=settings.default_hooks.logger.interval),
+        "checkpoint": hooks.CheckpointHook(settings.default_hooks.checkpoint),
+        "sampler_seed": None,
+    }
+    custom = [
+        hooks.ScalarsHook(),
+        hooks.AverageHook(),
+        hooks.SampleGridHook(settings.default_hooks.samples),
+        hooks.CostHook(f"generator: {summarize(cost)}"),
+        *(graph.section("custom_hooks") or []),
+    ]
+    runner = Runner(
+        method,
+        work_dir,
+        loader,
+        optimizer,
+        schedulers,
+        settings,
+        data.batch_size,
+        (default_hooks, custom),
+        options.launcher,
+        work_dir.name,
+        state,
+    )
+    began = time.perf_counter()
+    runner.train()
+    seconds = time.perf_counter() - began
+    if is_main():
+        _finish(graph, runner, work_dir, seconds, cost, settings.train_cfg.max_iters - start)
+    barrier()
+    return work_dir
+
+
+def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, cost: Any, updates: int) -> None:
+    """Write generator weights (every average), metrics and, if the recipe says how, evaluate."""
+    from genflow.evaluation.report import evaluate_run, format_report
+
+    method, weights = runner.method.eval(), runner.method.trained_parameters()
+    exported = runner.exported_average
+    for name, average in runner.averages.items():
+        if average is not exported:
+            with swapped(weights, average):
+                artifacts.write_generator(work_dir, method.generator, name)
+    with swapped(weights, exported):
+        artifacts.write_generator(work_dir, method.generator)
+    artifacts.write_metrics(
+        work_dir,
+        {
+            "updates": runner.max_iters,
+            "images": runner.max_iters * runner.batch_size,
+            "seed": runner.settings.seed,
+            "training": {
+                "seconds": round(seconds, 1),
+                "updates_in_this_session": updates,
+                "torch": torch.__version__,
+                "device": str(next(method.parameters()).device),
+            },
+            "generator": {key: value for key, value in asdict(cost).items() if key != "by_component"},
+        },
+    )
+    if "evaluation" in graph.recipe.arguments:
+        report = evaluate_run(graph, work_dir, device=next(method.parameters()).device)
+        runner.logger.info("evaluation\n" + format_report(report))
+    runner.logger.info(f"finished in {seconds:.0f} s: {work_dir}")
+
+
+def _say(text: str) -> None:
+    if is_main():
+        print(text, flush=True)

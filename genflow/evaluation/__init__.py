@@ -1,0 +1,1 @@
+from genflow.evaluation.digits import DigitsEvaluator

@@ -1,0 +1,46 @@
+"""The contract of evaluators."""
+
+from collections.abc import Callable
+
+import torch
+
+from genflow.generator import Generator
+
+
+class Evaluator:
+    """Figures of merit of a generator.
+
+    A subclass sets ``num_samples``, the number of images that it asks for.
+    """
+
+    kind = "evaluator"
+    num_samples: int
+
+    def evaluate(
+        self,
+        generator: Generator,
+        seed: int = 0,
+        guidance: float | None = None,
+        device: torch.device | str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Generate ``num_samples`` images and measure them.
+
+        Args:
+            generator: on ``device``, in evaluation mode.
+            seed: seed of the noise; the images are numbers 0, 1, ... of it.
+            guidance: scale; None takes the generator's default.
+            device: where to generate.
+            progress: called with (images so far, ``num_samples``) after every batch.
+
+        Returns:
+            figures by name.
+
+        Raises:
+            ValueError: the generator returned non-finite images.
+        """
+        raise NotImplementedError
+
+    def reference(self) -> dict[str, float]:
+        """The same figures for real data, where they have a meaning; empty otherwise."""
+        return {}

@@ -1,0 +1,82 @@
+"""Distances between two sets of feature vectors."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_ROWS = 1024  # rows of a distance matrix held at a time
+
+
+def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """Fréchet distance between Gaussians fitted to two sets (Heusel et al. 2017, arXiv 1706.08500).
+
+    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)), with unbiased covariances, which may be
+    singular.
+
+    Args:
+        a: (N, D) features.
+        b: (M, D) features.
+
+    Returns:
+        The distance (a squared length), >= 0.
+
+    Raises:
+        ValueError: non-finite features, other shapes, or fewer than two rows.
+    """
+    a, b = _checked(a, b, rows=2)
+    factor_a, factor_b = _covariance_factor(a), _covariance_factor(b)
+    # With C = F^T F the trace of the root is the sum of the singular values of F_a F_b^T: no root of a
+    # product that is not symmetric, nothing complex and nothing to regularise.
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    means = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return max(0.0, float(means + np.square(factor_a).sum() + np.square(factor_b).sum() - 2 * cross))
+
+
+def _covariance_factor(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F with F^T F the covariance of (N, D) points."""
+    return np.linalg.qr((points - points.mean(axis=0)) / np.sqrt(len(points) - 1), mode="r")
+
+
+def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+
+    A set's manifold is the union of balls around its points that reach to their k-th nearest neighbour in
+    the set, the point itself not counted.
+
+    Args:
+        real: (N, D) features.
+        generated: (M, D) features.
+        k: neighbours, smaller than N and M.
+
+    Returns:
+        The share of generated points in the real manifold, and of real points in the generated manifold,
+        each in [0, 1].
+
+    Raises:
+        ValueError: non-finite features, other shapes, or no more than k rows.
+    """
+    real, generated = _checked(real, generated, rows=k + 1)
+    return _share_inside(generated, real, k), _share_inside(real, generated, k)
+
+
+def _share_inside(points: NDArray[np.float64], centers: NDArray[np.float64], k: int) -> float:
+    # Imported here so that `import genflow` stays light.
+    from scipy.spatial.distance import cdist
+
+    def row_blocks(rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+        return (cdist(rows[first : first + _ROWS], centers) for first in range(0, len(rows), _ROWS))
+
+    # The point itself, at distance 0, takes the first place.
+    radii = np.concatenate([np.partition(distances, k, axis=1)[:, k] for distances in row_blocks(centers)])
+    inside = np.concatenate([(distances <= radii).any(axis=1) for distances in row_blocks(points)])
+    return float(inside.mean())
+
+
+def _checked(a: ArrayLike, b: ArrayLike, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < rows:
+        raise ValueError(f"expected (N, D) sets of {rows} rows or more, found {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("features are not finite")
+    return a, b

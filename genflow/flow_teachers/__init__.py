@@ -1,0 +1,1 @@
+from genflow.flow_teachers.tarflow import TARFlow

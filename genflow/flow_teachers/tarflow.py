@@ -1,0 +1,165 @@
+"""TARFlow (arXiv 2412.06329) and the improved flow that teaches BiFlow (arXiv 2512.10953)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genflow.flow_teachers.base import FlowTeacher, Trajectory
+from genflow.flow_teachers.flow_block import FlowBlock, FlowStyle, GuidedInverse
+from genflow.layers.patches import grid_side, patchify, unpatchify
+from genflow.layers.transformer import Feedforward, Norm
+from genflow.registry import FLOW_TEACHERS
+
+
+@FLOW_TEACHERS.register_module()
+class TARFlow(FlowTeacher):
+    """A transformer autoregressive flow; the defaults are the published TARFlow, block by block.
+
+    Blocks alternate between raster order and reversed raster order of the patches.
+
+    Args:
+        image_size: side of the square image or latent.
+        channels: its channels.
+        patch_size: side of a patch; a token has D = channels * patch_size^2 features.
+        width: W of the transformers.
+        blocks: number of flow blocks.
+        layers: transformer layers of every block, or a list with one number per block.
+        num_classes: classes; 0 builds an unconditional flow.
+        head_width: width of an attention head.
+        scaled: predict scale and shift ("nvp"); without it shift only ("vp"), with a tracked prior variance.
+        norm: ``layer``, or ``rms`` with a further norm before the output map.
+        feedforward: ``gelu`` with biases, or ``swiglu`` without biases in the layers.
+        qk_norm: RMS normalisation of queries and keys.
+        positions: ``learned`` table per block, or ``rotary`` over rows and columns.
+        prefix_tokens: 0 adds the class to every token; otherwise so many in-context class tokens precede
+            the sequence, and the first token is transformed too.
+        bound: clamp on the predicted log-scales and shifts in both directions; None for no clamp.
+
+    Raises:
+        ValueError: sizes that do not divide, or a list of layers of another length than ``blocks``.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        patch_size: int,
+        width: int,
+        blocks: int,
+        layers: int | list[int],
+        num_classes: int = 0,
+        head_width: int = 64,
+        scaled: bool = True,
+        norm: Norm = "layer",
+        feedforward: Feedforward = "gelu",
+        qk_norm: bool = False,
+        positions: Literal["learned", "rotary"] = "learned",
+        prefix_tokens: int = 0,
+        bound: float | None = None,
+    ):
+        super().__init__()
+        depths = [layers] * blocks if isinstance(layers, int) else list(layers)
+        if len(depths) != blocks:
+            raise ValueError(f"layers lists {len(depths)} blocks, blocks is {blocks}")
+        side = grid_side(image_size, patch_size)
+        features = channels * patch_size**2
+        style = FlowStyle(head_width, scaled, norm, feedforward, qk_norm, positions, prefix_tokens, bound)
+        self.image_shape = (channels, image_size, image_size)
+        self.patch_size = patch_size
+        self.num_classes = num_classes
+        self.blocks = blocks
+        self.inverse_evaluations = blocks * (side * side - (0 if prefix_tokens else 1))
+        self.flow_blocks = torch.nn.ModuleList(
+            FlowBlock(side, features, width, depth, bool(index % 2), num_classes, style)
+            for index, depth in enumerate(depths)
+        )
+        self.register_buffer("prior_variance", torch.ones(side * side, features))
+        self.scaled = scaled
+
+    def _image(self, tokens: Tensor) -> Tensor:
+        return unpatchify(tokens, self.patch_size, self.image_shape[0])
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Trajectory:
+        """Map (B, C, H, W) data to its trajectory; states and log-determinants are at least float32."""
+        tokens = patchify(x if x.dtype == torch.float64 else x.float(), self.patch_size)
+        states, log_dets, saturations = [self._image(tokens)], [], []
+        for block in self.flow_blocks:
+            tokens, log_det, saturation = block(tokens, labels)
+            states.append(self._image(tokens))
+            log_dets.append(log_det)
+            saturations.append(saturation)
+        return Trajectory(states, log_dets, torch.stack(saturations).mean())
+
+    def sample_prior(self, noise: Tensor) -> Tensor:
+        """Scale standard normal noise by the tracked prior deviation (all ones unless ``scaled`` is off)."""
+        return noise * self._image(self.prior_variance.sqrt().unsqueeze(0))
+
+    @torch.no_grad()
+    def update_prior(self, z: Tensor) -> None:
+        """Move the prior variance a tenth of the way to the global batch's mean square (spec 1.4)."""
+        if self.scaled:
+            return
+        square = patchify(z, self.patch_size).square().mean(dim=0)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(square)
+            square /= torch.distributed.get_world_size()
+        self.prior_variance.lerp_(square.to(self.prior_variance.dtype), 0.1)
+
+    @torch.no_grad()
+    def inverse_states(
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        guidance: float | Tensor = 0.0,
+        guided: Literal["both", "scale", "shift"] = "both",
+        anneal: bool = False,
+        temperature: float = 1.0,
+    ) -> list[Tensor]:
+        """Invert block by block: (B, C, H, W) noise to the blocks + 1 states, noise first, data last.
+
+        Args:
+            z: latents, as :meth:`forward` returns them.
+            labels: (B,) or None.
+            guidance: number or (B,); extrapolates away from the null class. 0 never runs the null branch.
+            guided, anneal, temperature: as in :class:`GuidedInverse`.
+        """
+        rule = None
+        scale = torch.as_tensor(guidance, dtype=z.dtype, device=z.device)
+        if bool((scale != 0).any()):
+            rule = GuidedInverse(scale.reshape(-1, 1), guided, anneal, temperature)
+        tokens = patchify(z, self.patch_size)
+        states = [z]
+        for block in reversed(self.flow_blocks):
+            tokens = block.inverse(tokens, labels, rule)
+            states.append(self._image(tokens))
+        return states
+
+    def inverse(self, z: Tensor, labels: Tensor | None = None, guidance: float | Tensor = 0.0, **options) -> Tensor:
+        """Map (B, C, H, W) noise to data exactly; options as in :meth:`inverse_states`."""
+        return self.inverse_states(z, labels, guidance, **options)[-1]
+
+
+def official_parameter_names(names: Sequence[str]) -> dict[str, str]:
+    """Map parameter names of Apple's published TARFlow files to those of :class:`TARFlow`."""
+    parts = {
+        "attn_blocks": "layers",
+        "attention.norm": "attention_norm",
+        "attention.qkv": "attention.qkv",
+        "attention.proj": "attention.out",
+        "mlp.norm": "feedforward_norm",
+        "mlp.main.0": "feedforward.up",
+        "mlp.main.2": "feedforward.down",
+        "proj_in": "embed",
+        "proj_out": "out",
+        "pos_embed": "positions",
+        "class_embed": "classes.table",
+    }
+    renamed = {}
+    for name in names:
+        new = "prior_variance" if name == "var" else name.replace("blocks.", "flow_blocks.", 1)
+        for old_part, new_part in parts.items():
+            new = new.replace(old_part, new_part)
+        renamed[name] = new
+    return renamed

@@ -1,0 +1,1 @@
+from genflow.guidance.training_time_cfg import TrainingTimeCFG

@@ -1,0 +1,30 @@
+"""The contract of guidance modules."""
+
+from torch import Tensor, nn
+
+from genflow.draws import Draws
+
+
+class Guidance(nn.Module):
+    """Guidance that is learned in training, so that one pass samples at any scale."""
+
+    kind = "guidance"
+
+    def draw(self, draws: Draws) -> Tensor:
+        """(B,) guidance scales for a batch."""
+        raise NotImplementedError
+
+    def drop_labels(self, labels: Tensor, num_classes: int, draws: Draws) -> Tensor:
+        """(B,) labels, some replaced by ``num_classes``, "no class"."""
+        raise NotImplementedError
+
+    def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
+        """The unguided quantity that a guided one and its null branch imply.
+
+        Args:
+            guided: (B, ...) the model's guided output.
+            null: (B, ...) its output without class on the same input; carries no gradient.
+            scale: (B,) guidance scales.
+            dropped: (B,) bool, samples without class; theirs is ``guided`` itself.
+        """
+        raise NotImplementedError

@@ -1,0 +1,30 @@
+"""Images to pictures."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from genflow.weights import write_atomically
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, C, H, W) images in [-1, 1] to (B, H, W, C) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write one (H, W, C) uint8 image; one channel is grey."""
+    array = image.numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64) -> None:
+    """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels."""
+    factor = max(1, -(-smallest_side // images.shape[-1]))
+    enlarged = images.clamp(-1, 1).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    grid = make_grid(enlarged, nrow=columns, padding=max(2, factor // 2), pad_value=1.0)
+    save_png(to_uint8(grid.unsqueeze(0))[0], path)

@@ -1,0 +1,1 @@
+from genflow.inverse_heads.hidden_alignment import HiddenAlignment

@@ -1,0 +1,63 @@
+"""Embeddings of positions, labels and scalars."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def axial_rotation(side: int, head_width: int, theta: float = 1e4) -> Tensor:
+    """Rotary angles of a square patch grid, rows in the first half of the head, columns in the second.
+
+    Returns:
+        (side*side, head_width/2) float32 angles, one per adjacent pair of channels, row-major patches.
+
+    Raises:
+        ValueError: ``head_width`` is not a multiple of 4.
+    """
+    if head_width % 4:
+        raise ValueError(f"2-D rotary positions need a head width divisible by 4, found {head_width}")
+    half = head_width // 2
+    frequencies = theta ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+    along = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
+    rows = along.unsqueeze(1).expand(side, side, -1)
+    columns = along.unsqueeze(0).expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of (B, heads, L, d) by (L, d/2) angles, in the dtype of ``x``."""
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1).flatten(-2)
+
+
+def sinusoidal(values: Tensor, width: int, max_period: float = 1e4) -> Tensor:
+    """(B,) scalars to (B, width) features: cosines, then sines, of geometric frequencies 1..1/max_period."""
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
+    phases = values.float().unsqueeze(1) * torch.exp(-math.log(max_period) * exponents)
+    return torch.cat([phases.cos(), phases.sin()], dim=1)
+
+
+class ClassEmbedding(nn.Module):
+    """A class table whose null class is the mean of its rows (TARFlow, spec 1.5).
+
+    Args:
+        num_classes: rows of the table, K.
+        width: width of a row, W.
+        std: standard deviation of the initial rows.
+    """
+
+    def __init__(self, num_classes: int, width: int, std: float = 0.01):
+        super().__init__()
+        self.table = nn.Parameter(std * torch.randn(num_classes, width))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) labels to (B, W); K and -1 stand for "no class".
+
+        Raises:
+            IndexError: a label above K (on CPU; a device-side assertion on a GPU).
+        """
+        rows = torch.cat([self.table, self.table.mean(dim=0, keepdim=True)])
+        return rows[torch.where(labels < 0, len(self.table), labels)]

@@ -1,0 +1,2 @@
+from genflow.methods.biflow import BiFlow
+from genflow.methods.maximum_likelihood import MaximumLikelihood

@@ -1,0 +1,87 @@
+"""One registry per kind of component, all children of mmengine's roots under the scope ``genflow``.
+
+A component names its kind by subclassing the kind's contract (``base.py`` in the kind's folder) and is
+registered with ``@BACKBONES.register_module()`` and the like. Other mmengine projects reach it as
+``genflow.Name``.
+"""
+
+from mmengine import registry as mm
+
+MODELS = mm.Registry("model", parent=mm.MODELS, scope="genflow")
+DATASETS_ROOT = mm.Registry("dataset", parent=mm.DATASETS, scope="genflow")
+HOOKS_ROOT = mm.Registry("hook", parent=mm.HOOKS, scope="genflow")
+SCHEDULERS_ROOT = mm.Registry("parameter scheduler", parent=mm.PARAM_SCHEDULERS, scope="genflow")
+OPTIMIZERS_ROOT = mm.Registry("optimizer", parent=mm.OPTIMIZERS, scope="genflow")
+EVALUATORS_ROOT = mm.Registry("evaluator", parent=mm.EVALUATOR, scope="genflow")
+
+
+class KindRegistry(mm.Registry):
+    """The components of one kind.
+
+    mmengine allows one child per scope and root, GenFlow has many kinds per root, so a kind hangs under
+    GenFlow's child of the root and enters each component there too. A name is unique within a root.
+
+    Args:
+        name: the kind in words, as messages print it, e.g. ``"flow teacher"``.
+        parent: GenFlow's child of the mmengine root.
+        supplied: leading constructor arguments that the engine passes, not the recipe.
+        external: mmengine root whose own entries may be named as well (optimizers, schedulers).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parent: mm.Registry,
+        supplied: tuple[str, ...] = (),
+        external: mm.Registry | None = None,
+    ):
+        super().__init__(name, scope="genflow")
+        self.parent = parent
+        self.supplied = supplied
+        self.external = external
+
+    def _register_module(self, module, module_name=None, force=False):
+        self.parent._register_module(module=module, module_name=module_name, force=force)
+        super()._register_module(module=module, module_name=module_name, force=force)
+
+    def components(self) -> dict[str, type]:
+        """Every name that a recipe may give for this kind, with its class."""
+        return {**(self.external.module_dict if self.external else {}), **self.module_dict}
+
+
+BACKBONES = KindRegistry("backbone", MODELS)
+FEATURE_ENCODERS = KindRegistry("feature encoder", MODELS)
+FIELD_ESTIMATORS = KindRegistry("field estimator", MODELS)
+FLOW_TEACHERS = KindRegistry("flow teacher", MODELS)
+INVERSE_HEADS = KindRegistry("inverse head", MODELS)
+GUIDANCE = KindRegistry("guidance", MODELS)
+LOSSES = KindRegistry("loss", MODELS)
+CODECS = KindRegistry("codec", MODELS)
+METHODS = KindRegistry("method", MODELS)
+DATASETS = KindRegistry("dataset", DATASETS_ROOT)
+HOOKS = KindRegistry("hook", HOOKS_ROOT)
+EVALUATORS = KindRegistry("evaluator", EVALUATORS_ROOT)
+OPTIMIZERS = KindRegistry("optimizer", OPTIMIZERS_ROOT, supplied=("params",), external=mm.OPTIMIZERS)
+PARAM_SCHEDULERS = KindRegistry(
+    "parameter scheduler", SCHEDULERS_ROOT, supplied=("optimizer",), external=mm.PARAM_SCHEDULERS
+)
+
+KINDS: dict[str, KindRegistry] = {
+    kind.name: kind
+    for kind in (
+        BACKBONES,
+        FEATURE_ENCODERS,
+        FIELD_ESTIMATORS,
+        FLOW_TEACHERS,
+        INVERSE_HEADS,
+        GUIDANCE,
+        LOSSES,
+        CODECS,
+        METHODS,
+        DATASETS,
+        HOOKS,
+        EVALUATORS,
+        OPTIMIZERS,
+        PARAM_SCHEDULERS,
+    )
+}

@@ -1,0 +1,97 @@
+"""Files of tensors: written atomically, read without unpickling arbitrary objects, checked to the last key."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genflow.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it to disk and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: it is missing, truncated or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a complete safetensors file: {_line(error)}") from None
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain Python values with torch.save."""
+    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_checkpoint` wrote; never unpickles anything but tensors and plain values.
+
+    Raises:
+        UserError: it is missing, truncated, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: a checkpoint may hold tensors and plain values only") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a complete checkpoint: {_line(error)}") from None
+    if not isinstance(state, dict) or "step" not in state:
+        raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no 'step'")
+    return state
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Check that ``state`` has exactly the keys and shapes of ``own``.
+
+    Raises:
+        ValueError: names the first missing, unknown or misshapen entry.
+    """
+    for name in [*own, *state]:
+        if name not in own or name not in state:
+            raise ValueError(f"'{name}' is {'missing from the file' if name in own else 'not in the model'}")
+        if own[name].shape != state[name].shape:
+            raise ValueError(f"'{name}' has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

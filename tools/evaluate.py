@@ -1,0 +1,40 @@
+"""Evaluate a finished run."""
+
+from rich.console import Console
+
+from genflow.cli import Parser, default_device, existing, progress_bar, run_tool
+
+
+def main() -> None:
+    parser = Parser(
+        "Measure a finished run as its recipe's evaluation section says, beside real data; "
+        "the figures also go to the run's metrics.json.",
+        "python tools/evaluate.py work_dirs/biflow_digits --guidance 1.0",
+    )
+    parser.add_argument("run", type=existing, help="run folder")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--average", help="another average of the weights than the exported one, by name")
+    parser.add_argument("--device", default=default_device())
+    arguments = parser.parse_args()
+
+    from genflow.engine.artifacts import open_run
+    from genflow.evaluation.report import evaluate_run, report_table
+
+    graph = open_run(arguments.run)
+    with progress_bar("evaluating") as bar:
+        task = bar.add_task("", total=None)
+        report = evaluate_run(
+            graph,
+            arguments.run,
+            arguments.seed,
+            arguments.guidance,
+            arguments.average,
+            arguments.device,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    Console().print(report_table(report))
+
+
+if __name__ == "__main__":
+    run_tool(main)

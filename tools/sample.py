@@ -1,0 +1,48 @@
+"""Sample from a finished run."""
+
+from pathlib import Path
+
+from genflow.cli import Parser, default_device, existing, progress_bar, run_tool
+
+
+def main() -> None:
+    parser = Parser(
+        "Sample images from a finished run; image i of a seed is the same whatever the batch size.",
+        "python tools/sample.py work_dirs/biflow_digits --labels 3 7 --num 64 --guidance 2.0 --out grid.png",
+    )
+    parser.add_argument("run", type=existing, help="run folder")
+    parser.add_argument("--labels", type=int, nargs="+", help="classes to sample, in turn (default: all)")
+    parser.add_argument("--num", type=int, help="number of images (default: 64)")
+    parser.add_argument("--per-class", type=int, metavar="N", help="N images of every class instead of --num")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--average", help="another average of the weights than the exported one, by name")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
+    arguments = parser.parse_args()
+
+    from genflow.engine.artifacts import load_generator, open_run
+    from genflow.sampling import choose_labels, sample_images, write_images
+
+    graph = open_run(arguments.run)
+    generator = load_generator(graph, arguments.run, arguments.device, arguments.average)
+    labels = choose_labels(generator.num_classes, arguments.labels, arguments.num, arguments.per_class)
+    with progress_bar("sampling") as bar:
+        task = bar.add_task("", total=len(labels))
+        images = sample_images(
+            generator,
+            labels,
+            arguments.seed,
+            arguments.guidance,
+            arguments.batch_size,
+            arguments.device,
+            lambda done, _: bar.update(task, completed=done),
+        )
+    columns = arguments.per_class if arguments.per_class else round(len(labels) ** 0.5)
+    write_images(images, labels, arguments.out, columns)
+    print(f"{len(labels)} images, {generator.nfe} network evaluation(s) each: {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
