@@ -31,6 +31,10 @@ class Condition:
                 given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
                 raise ValueError(f"{user} needs Condition.{name}; given: {', '.join(given) or 'nothing'}")
 
+    def dropped(self, num_classes: int) -> Tensor:
+        """(B,) bool, the samples without class."""
+        return (self.labels < 0) | (self.labels == num_classes)
+
     def unlabelled(self, num_classes: int) -> "Condition":
         """The same condition with every label replaced by "no class"."""
         return replace(self, labels=torch.full_like(self.labels, num_classes))

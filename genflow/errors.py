@@ -1,7 +1,9 @@
 """Errors that are the user's to mend, and the one-line messages they carry."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,11 +12,33 @@ class UserError(ValueError):
     The tools print the message alone and exit with code 2; nothing has been written by then.
     """
 
+    def __init__(self, message: str):
+        # Names and values in it may hold line breaks and control characters.
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
-def nearest(word: str, candidates: Iterable[str]) -> str:
+
+def nearest(word: object, candidates: Iterable[object]) -> str:
     """Return ``"; nearest match: 'x'"`` for the candidate closest to ``word``, or an empty string."""
-    matches = difflib.get_close_matches(str(word), [str(name) for name in candidates], n=1, cutoff=0.5)
-    return f"; nearest match: '{matches[0]}'" if matches else ""
+    names = {str(name).casefold(): str(name) for name in candidates}
+    matches = difflib.get_close_matches(str(word).casefold(), names, n=1, cutoff=0.5)
+    return f"; nearest match: '{names[matches[0]]}'" if matches else ""
+
+
+def shown(value: object) -> str:
+    """``value`` as messages show it, shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason(error: Exception) -> str:
+    """The first line of ``error``; one that is not a ValueError is named, with its place in the source."""
+    lines = str(error).strip().splitlines()
+    first = lines[0][:300] if lines else ""
+    if isinstance(error, ValueError) and first:
+        return first
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{place}: {first}".rstrip(": ")
 
 
 def missing_extra(package: str, extra: str) -> UserError:

@@ -13,31 +13,79 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.config import RESERVED_KEYS
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError, nearest, shown
 
 _ENVIRONMENT = re.compile(r"\{\{\s*\$(\w+)\s*:\s*([^{}\s]*?)\s*\}\}")
+_HELD = "__environment_"
 _PREREQUISITE_KEYS = ("recipe", "run", "name")
+_MOST_VALUES, _MOST_LEVELS = 100_000, 64
+
+
+class _Constructor(SafeConstructor):
+    """Scalars of YAML 1.2's core schema; dates and ``=``, which ruamel knows beyond it, are text."""
+
+
+for _name in ("timestamp", "value"):
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_name}", _Constructor.construct_yaml_str)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML 1.2 text into plain Python objects.
+    """Parse YAML 1.2 text into plain dictionaries with text as keys, lists and scalars, none of them shared.
 
     Raises:
         UserError: a syntax error, a duplicate key or a tag, with ``source`` and the line.
     """
-    yaml = YAML(typ="safe", pure=True)
     try:
-        return yaml.load(text)
+        for event in _yaml().parse(text):
+            problem = "this is YAML 1.2" if getattr(event, "version", None) else None
+            if getattr(event, "ctag", None):
+                tag = str(event.ctag).replace("tag:yaml.org,2002:", "!!")
+                problem = f"found the tag '{tag}', expected plain values; nothing in a recipe is executed"
+            if problem:
+                raise UserError(f"{source}:{event.start_mark.line + 1}: not a valid recipe: {problem}")
+        return _unshared(_yaml().load(text), source)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{where}: not a valid recipe: {' '.join(str(problem).split())}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{source}: not a valid recipe: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{source}: not a valid recipe: too deeply nested") from None
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml
+
+
+def _unshared(value: Any, source: str) -> Any:
+    """A copy in which every alias is a value of its own, so that no override changes two places.
+
+    Aliases inside themselves, or multiplied by each other, end at a limit.
+    """
+    left = _MOST_VALUES
+
+    def copied(entry: Any, level: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or level > _MOST_LEVELS:
+            raise UserError(f"{source}: not a valid recipe: too large or too deeply nested")
+        if isinstance(entry, list):
+            return [copied(item, level + 1) for item in entry]
+        if not isinstance(entry, dict):
+            return entry
+        for key in entry:
+            if not isinstance(key, str):
+                raise UserError(f"{source}: key {key!r} is {_kind_of(key)}, expected text")
+        return {key: copied(item, level + 1) for key, item in entry.items()}
+
+    return copied(value, 0)
 
 
 def dump_yaml(value: Mapping) -> str:
@@ -66,7 +114,11 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] |
     Raises:
         UserError: one line with the file, the place, what was found and what was expected.
     """
-    return Config(_load(Path(path), _parse_overrides(overrides or {}), ()), filename=str(path))
+    recipe = _load(Path(path), _parse_overrides(overrides or {}), ())
+    for key in RESERVED_KEYS:
+        if key in recipe:
+            raise UserError(f"{path}: {key}: unknown key")
+    return Config(recipe, filename=str(path))
 
 
 def _load(path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> dict:
@@ -81,21 +133,32 @@ def _load(path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> d
         if match:
             nested.setdefault(match[1], {})[match[2]] = value
         else:
+            if key.startswith("prerequisites."):
+                _name_prerequisite_files(recipe)
             _override(recipe, key, value, path)
     prerequisites = recipe.get("prerequisites", {})
     if not isinstance(prerequisites, dict):
-        raise UserError(f"{path}: prerequisites: found {_kind_of(prerequisites)}, expected a mapping of name to recipe")
+        found = _kind_of(prerequisites)
+        raise UserError(f"{path}: prerequisites: found {found}, expected a mapping of name to recipe")
     for name in nested:
         if name not in prerequisites:
             raise UserError(f"{path}: prerequisites.{name}: no such prerequisite{nearest(name, prerequisites)}")
     for name, entry in prerequisites.items():
-        prerequisites[name] = _load_prerequisite(
-            name, entry, path, nested.get(name, {}), (*parents, path)
-        )
+        prerequisites[name] = _load_prerequisite(name, entry, path, nested.get(name, {}), (*parents, path))
     return recipe
 
 
-def _load_prerequisite(name: str, entry: Any, path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> dict:
+def _name_prerequisite_files(recipe: dict) -> None:
+    """``teacher: FILE`` becomes ``teacher: {recipe: FILE}``, so that an override can add a key."""
+    entries = recipe.get("prerequisites")
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, str):
+            entries[name] = {"recipe": entry}
+
+
+def _load_prerequisite(
+    name: str, entry: Any, path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]
+) -> dict:
     where = f"{path}: prerequisites.{name}"
     entry = {"recipe": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or "recipe" not in entry:
@@ -103,8 +166,12 @@ def _load_prerequisite(name: str, entry: Any, path: Path, overrides: dict[str, A
     for key in entry:
         if key not in _PREREQUISITE_KEYS:
             raise UserError(f"{where}.{key}: unknown key{nearest(key, _PREREQUISITE_KEYS)}")
+        if key != "recipe" and not isinstance(entry[key], str):
+            raise UserError(f"{where}.{key}: found {_kind_of(entry[key])}, expected text")
     recipe = entry["recipe"]
     if isinstance(recipe, dict):  # the recipe of a run: resolved already
+        if "name" not in entry and "run" not in entry:
+            raise UserError(f"{where}: 'name' is missing, the name of its run folder")
         for key, value in overrides.items():
             _override(recipe, key, value, path)
         return entry
@@ -133,8 +200,11 @@ def _read_inherited(path: Path, children: tuple[Path, ...]) -> dict:
         raise UserError(f"{path}: _base_: found {_kind_of(bases)}, expected a file or a list of files")
     merged: dict = {}
     for base in bases:
-        inherited = _read_inherited(path.parent / base, (*children, path))
-        for key in inherited.keys() & merged.keys():
+        file = path.parent / base
+        if not file.is_file():
+            raise UserError(f"{path}: _base_: '{base}' does not exist{nearest(file.stem, _siblings(file))}")
+        inherited = _read_inherited(file, (*children, path))
+        for key in sorted(inherited.keys() & merged.keys()):
             raise UserError(f"{path}: _base_: '{key}' is in more than one base; one place for each key")
         merged.update(inherited)
     return _merge(merged, recipe)
@@ -147,12 +217,14 @@ def _read_file(path: Path) -> dict:
         raise UserError(f"{path}: no such recipe{nearest(path.stem, _siblings(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable recipe: {error}") from None
+    if _HELD in text:
+        raise UserError(f"{path}: not a valid recipe: '{_HELD}' stands for placeholders")
     # Placeholders become words before parsing and values after it, so that no value can alter the structure.
     values: list[str] = []
 
     def hold(match: re.Match) -> str:
         values.append(os.environ.get(match[1], match[2]))
-        return f"__environment_{len(values) - 1}__"
+        return f"{_HELD}{len(values) - 1}__"
 
     recipe = parse_yaml(_ENVIRONMENT.sub(hold, text), str(path))
     if not isinstance(recipe, dict):
@@ -165,18 +237,28 @@ def _read_file(path: Path) -> dict:
 def _fill(value: Any, values: list[str], source: str) -> Any:
     if isinstance(value, dict):
         for key in value:
-            if not isinstance(key, str):
-                raise UserError(f"{source}: key {key!r} is {_kind_of(key)}, expected text")
+            if _HELD in key:
+                raise UserError(f"{source}: found a placeholder in a key, expected one in a value")
         return {key: _fill(entry, values, source) for key, entry in value.items()}
     if isinstance(value, list):
         return [_fill(entry, values, source) for entry in value]
-    if not isinstance(value, str) or "__environment_" not in value:
+    if not isinstance(value, str):
         return value
-    whole = re.fullmatch(r"__environment_(\d+)__", value)
+    if re.search(r"\{\{\s*\$", value):
+        raise UserError(f"{source}: found {shown(value)}, expected a placeholder {{{{$NAME:default}}}}")
+    whole = re.fullmatch(rf"{_HELD}(\d+)__", value)
     if whole:
-        parsed = parse_yaml(values[int(whole[1])], source)
-        return values[int(whole[1])] if isinstance(parsed, (dict, list)) else parsed
-    return re.sub(r"__environment_(\d+)__", lambda match: values[int(match[1])], value)
+        return _scalar(values[int(whole[1])], source)
+    return re.sub(rf"{_HELD}(\d+)__", lambda match: values[int(match[1])], value)
+
+
+def _scalar(text: str, source: str) -> Any:
+    """What ``text`` from the environment means: a number, truth value or null, otherwise itself."""
+    try:
+        parsed = parse_yaml(text, source)
+    except UserError:
+        return text
+    return text if isinstance(parsed, (dict, list, str)) else parsed
 
 
 def _anchor_prerequisites(recipe: dict, path: Path) -> None:
@@ -191,9 +273,10 @@ def _anchor_prerequisites(recipe: dict, path: Path) -> None:
 
 def _merge(base: Any, child: Any) -> Any:
     """Dictionaries merge key by key, everything else replaces; ``_delete_: true`` replaces a dictionary."""
-    if not isinstance(base, dict) or not isinstance(child, dict) or child.get("_delete_") is True:
-        child = copy.deepcopy(child)
-        return _merge({}, {k: v for k, v in child.items() if k != "_delete_"}) if isinstance(child, dict) else child
+    if not isinstance(child, dict):
+        return copy.deepcopy(child)
+    if not isinstance(base, dict) or child.get("_delete_") is True:
+        base, child = {}, {key: value for key, value in child.items() if key != "_delete_"}
     merged = dict(base)
     for key, value in child.items():
         merged[key] = _merge(base.get(key), value)
@@ -206,7 +289,7 @@ def _parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, 
     parsed = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise UserError(f"--cfg-options: found '{text}', expected key=value, e.g. train_cfg.max_iters=100")
         parsed[key] = parse_yaml(value, f"--cfg-options {key}")
     return parsed
@@ -214,23 +297,24 @@ def _parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, 
 
 def _override(recipe: dict, key: str, value: Any, path: Path) -> None:
     """Set ``a.b.0.c`` in place; missing dictionaries on the way are made, list entries must exist."""
+    where = f"{path}: --cfg-options {key}"
     node: Any = recipe
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        where = ".".join(parts[: depth + 1])
+        index: str | int = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise UserError(f"{path}: --cfg-options {key}: '{where}' is not in a list of {len(node)}")
-            part = int(part)
+            if not part.isdecimal() or int(part) >= len(node):
+                place = ".".join(parts[: depth + 1])
+                raise UserError(f"{where}: '{place}' is not in a list of {len(node)}")
+            index = int(part)
         elif not isinstance(node, dict):
-            raise UserError(f"{path}: --cfg-options {key}: '{'.'.join(parts[:depth])}' is {_kind_of(node)}, not a section")
-        elif part not in node and not last:
-            node[part] = {}
-        if last:
-            node[part] = value
+            raise UserError(f"{where}: '{'.'.join(parts[:depth])}' is {_kind_of(node)}, not a section")
+        if depth == len(parts) - 1:
+            node[index] = value
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
         else:
-            node = node[part]
+            node = node[index]
 
 
 def _plain(value: Any) -> Any:
@@ -243,4 +327,4 @@ def _plain(value: Any) -> Any:
 
 def _kind_of(value: Any) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
-    return names.get(type(value), f"{type(value).__name__} {value!r}")
+    return names.get(type(value), f"{type(value).__name__} {shown(value)}")

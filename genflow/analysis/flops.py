@@ -14,6 +14,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from genflow.condition import Condition
 from genflow.errors import UserError
@@ -130,7 +132,8 @@ def count_macs(
     analysis.set_op_handle(**_handles()).tracer_warnings("none")
     # Our own error takes the place of fvcore's warnings.
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with _evaluation_mode(module), _tracing_repairs(), torch.no_grad():
+    on_meta = any(tensor.is_meta for tensor in inputs)
+    with _evaluation_mode(module), torch.no_grad(), _tracing_on_meta() if on_meta else nullcontext():
         counts = analysis.by_module()
     _refuse_uncounted({name: analysis.unsupported_ops(name) for name in counts})
     paths = {name: name.removeprefix("target").removeprefix(".") for name in counts}
@@ -232,7 +235,7 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     terms, arrow, result = equation.partition("->")
     operands = [sizes(entry) for entry in inputs[1].node().inputs()]
     if len(operands) != 2 or "." in equation:
-        raise UncountedOperatorError(f"can count einsum of two operands without an ellipsis, found '{equation}'")
+        raise UncountedOperatorError(f"einsum is counted for two operands, no ellipsis; found '{equation}'")
     lengths: dict[str, int] = {}
     for term, shape in zip(terms.split(","), operands, strict=True):
         for index, length in zip(term, shape, strict=True):
@@ -275,25 +278,41 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-@contextmanager
-def _tracing_repairs() -> Iterator[None]:
-    """Let ordinary model code be traced, on the meta device too.
+class _ConvolutionOnMeta(TorchFunctionMode):
+    """Calls convolutions by the operator that a trace records, which the meta device would pass over."""
 
-    Sizes are tensors while tracing, and tensors lack ``round()``. ``torch.autocast`` refuses the meta device
-    even when it is to be disabled.
-    """
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (functional.conv1d, functional.conv2d, functional.conv3d):
+            return _convolution(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The arguments of ``functional.conv2d``; padding in words is not supported."""
+    axes = weight.dim() - 2
+    per_axis = [(value,) * axes if isinstance(value, int) else value for value in (stride, padding, dilation)]
+    backend = (False,) * 4  # choices among kernels, without a meaning on the meta device
+    return torch._convolution(input, weight, bias, *per_axis, False, (0,) * axes, groups, *backend)
+
+
+@contextmanager
+def _tracing_on_meta() -> Iterator[None]:
+    """Let ordinary model code be traced on the meta device."""
     original = torch.autocast
 
     def autocast(device_type: str, *args: Any, **options: Any) -> Any:
+        # PyTorch refuses autocast on the meta device even with enabled=False.
         return nullcontext() if device_type == "meta" else original(device_type, *args, **options)
 
-    def rounded(number: Tensor, digits: int | None = None) -> float:
-        return round(number.item(), digits)
-
-    with (
-        mock.patch.object(torch, "autocast", autocast),
-        mock.patch.object(Tensor, "__round__", rounded, create=True),
-    ):
+    with mock.patch.object(torch, "autocast", autocast), _ConvolutionOnMeta():
         yield
 
 

@@ -125,7 +125,8 @@ class GroupedTransformer(GroupedBackbone):
     def _guidance(self, condition: Condition) -> Tensor:
         """(B, 1, W) embedding of w / (1 + w), which lies in [0, 1) for every scale w >= 0."""
         scale = condition.guidance
-        return self.guidance_embedding(sinusoidal(scale / (1 + scale), _GUIDANCE_FEATURES)).unsqueeze(1)
+        features = sinusoidal(scale / (1 + scale), _GUIDANCE_FEATURES)
+        return self.guidance_embedding(features.to(self.guidance_embedding.weight.dtype)).unsqueeze(1)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.input(patchify(x, self.patch_size))

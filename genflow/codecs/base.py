@@ -11,6 +11,8 @@ class Codec(nn.Module):
 
     kind = "codec"
     latent_shape: tuple[int, int, int]
+    #: Whether it has what decoding needs; one without can still be built and counted.
+    can_decode: bool = True
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images in [-1, 1] to stored latents, before :meth:`normalize`."""

@@ -60,8 +60,8 @@ class SDVAE(Codec):
     ):
         super().__init__()
         vae = _load(weights)
-        self.has_weights = weights is not None
-        if self.has_weights:
+        self.can_decode = weights is not None
+        if self.can_decode:
             self.vae = vae
         else:
             # Past nn.Module's registration: parameters on the meta device could be neither moved nor saved.
@@ -103,7 +103,7 @@ class SDVAE(Codec):
 
     def _require_weights(self, data: Tensor) -> None:
         """On the meta device there is nothing to compute, so counting needs no weights."""
-        if not self.has_weights and not data.is_meta:
+        if not self.can_decode and not data.is_meta:
             raise UserError(
                 "SDVAE has no weights: set weights: to a folder in diffusers format, "
                 "e.g. a download of stabilityai/sd-vae-ft-mse"
@@ -124,11 +124,15 @@ def _load(weights: str | None) -> "AutoencoderKL":
         if not folder.is_dir():
             raise UserError(f"weights of SDVAE: there is no folder '{folder}'")
         try:
-            if json.loads((folder / "config.json").read_text())["_class_name"] != "AutoencoderKL":
+            config = json.loads((folder / "config.json").read_text())
+            if config.get("_class_name") != "AutoencoderKL":
                 raise UserError(f"weights of SDVAE: '{folder}' does not hold an AutoencoderKL")
-            # The slow path of diffusers needs no further package.
-            vae = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, low_cpu_mem_usage=False)
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+            if torch.get_default_device().type == "meta":  # a model that is built to be counted
+                vae = AutoencoderKL.from_config(config)
+            else:
+                # The quick way to load needs a further package.
+                vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        except (OSError, json.JSONDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"weights of SDVAE: '{folder}' is not in diffusers format: {reason}") from error
     return vae.eval().requires_grad_(False)

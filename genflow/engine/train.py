@@ -19,6 +19,7 @@ from genflow.recipe import load_recipe
 from genflow.weights import read_checkpoint
 
 AUTO = "auto"
+CODEC_HINT = "set its 'weights', e.g. GENFLOW_SD_VAE=path/to/sd-vae-ft-mse for the ImageNet recipes"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
     graph = ComponentGraph.from_recipe(recipe, source)
     settings = graph.settings()
     for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
-        if name not in graph.recipe.arguments:
+        if graph.recipe.arguments.get(name) is None:
             raise UserError(f"{source}: {name}: missing, training needs it")
     data = graph.section("train_dataloader")
     checkpoint = _find_resume(work_dir, options.resume)
@@ -81,6 +82,8 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
             raise
         except ValueError as error:
             raise UserError(f"{source}: a prerequisite's weights do not fit its recipe: {error}") from None
+    if not method.generator.codec.can_decode:
+        raise UserError(f"{source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
     return _run(graph, method, data, work_dir, checkpoint, recipe, options)
 
 
@@ -131,6 +134,7 @@ def _run(
     from genflow.analysis.description import count_recipe, summarize
     from genflow.data.stream import build_loader
     from genflow.engine import hooks
+    from genflow.engine.loop import TrainingDiverged
     from genflow.engine.runner import Runner, read_resumable
 
     settings = graph.settings()
@@ -184,7 +188,12 @@ def _run(
         state,
     )
     began = time.perf_counter()
-    runner.train()
+    try:
+        runner.train()
+    except TrainingDiverged as error:
+        if not is_main():
+            raise
+        raise TrainingDiverged(f"{error}; the state before it: {runner.save_training_state(runner.iter)}") from None
     seconds = time.perf_counter() - began
     if is_main():
         _finish(graph, runner, work_dir, seconds, cost, settings.train_cfg.max_iters - start)
@@ -219,7 +228,7 @@ def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, 
             "generator": {key: value for key, value in asdict(cost).items() if key != "by_component"},
         },
     )
-    if "evaluation" in graph.recipe.arguments:
+    if graph.recipe.arguments.get("evaluation") is not None:
         report = evaluate_run(graph, work_dir, device=next(method.parameters()).device)
         runner.logger.info("evaluation\n" + format_report(report))
     runner.logger.info(f"finished in {seconds:.0f} s: {work_dir}")

@@ -37,6 +37,6 @@ class TrainingTimeCFG(Guidance):
         return torch.where(draws.uniform("label drop") < self.label_drop, num_classes, labels)
 
     def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
-        """(guided + w * null) / (1 + w); for a dropped label, ``guided`` itself for every w."""
-        scale = torch.where(dropped, 0.0, scale).view(-1, *[1] * (guided.dim() - 1)).to(guided.dtype)
+        """(guided + w * null) / (1 + w), at least in the precision of ``scale``; ``guided`` where dropped."""
+        scale = torch.where(dropped, 0.0, scale).view(-1, *[1] * (guided.dim() - 1))
         return (guided + scale * null) / (1 + scale)

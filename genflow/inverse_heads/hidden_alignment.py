@@ -1,6 +1,5 @@
 """Hidden alignment: BiFlow's supervision of the reverse model (spec 3.4 to 3.6)."""
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -92,7 +91,7 @@ class HiddenAlignment(InverseHead):
         condition.require(*backbone.uses, user=type(backbone).__name__)
         unlabelled = condition.unlabelled(backbone.num_classes)
         # A scale means nothing without a class; the reference is then trained at every scale alike.
-        dropped = condition.labels == backbone.num_classes
+        dropped = condition.dropped(backbone.num_classes)
         states, hidden = backbone.embed(z), [None] * backbone.groups
         for index in reversed(range(backbone.groups)):
             entering, states = states, backbone.group(index, states, condition)

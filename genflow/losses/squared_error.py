@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from genflow.losses.base import Loss
@@ -23,7 +24,6 @@ class SquaredError(Loss):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Two (B, ...) tensors to (B,) distances, at least in float32."""
-        difference = prediction.flatten(1) - target.flatten(1)
-        difference = difference if difference.dtype.itemsize > 4 else difference.float()
-        square = difference.square()
+        wide = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+        square = (prediction.flatten(1).to(wide) - target.flatten(1).to(wide)).square()
         return square.sum(dim=1) if self.reduction == "sum" else square.mean(dim=1)

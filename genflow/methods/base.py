@@ -1,4 +1,4 @@
-"""The contract of methods: trainable systems that wire components together and hold no layers of their own."""
+"""The contract of methods: trainable systems that wire components together, without layers of their own."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ class Method(BaseModel):
         return self
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers without those of the frozen components and without the generator's aliases."""
+        """Parameters and buffers, without the frozen components and the generator's aliases."""
         skipped = tuple(f"{name}." for name in (*self.frozen, "generator"))
         return {name: value for name, value in self.state_dict().items() if not name.startswith(skipped)}
 
