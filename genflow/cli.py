@@ -22,19 +22,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        self.exit(2, f"{self.prog}: {message} (--help shows an example)\n")
+        self.exit(2, f"error: {UserError(message)} (--help shows an example)\n")
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a user's mistake is one line on stderr and exit code 2."""
+    """Run a tool; a user's mistake, or a file that cannot be used, is one line on stderr and exit code 2."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (UserError, OSError) as error:
+        print(f"error: {UserError(str(error))}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -47,20 +47,38 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def console():
+    """A rich console on stdout; wide enough for a table when its output goes to a file."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
 def progress_bar(title: str):
     """A rich progress bar with an ETA, on stderr."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    return Progress(
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn(title),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def device(name: str) -> str:
+    """A device that this machine has, as an argument type."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        raise argparse.ArgumentTypeError(f"this machine has no device '{name}'") from None
+    return name
 
 
 def existing(path: str) -> Path:

@@ -31,10 +31,10 @@ def shown(value: object) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of ``error``; one that is not a ValueError is named, with its place in the source."""
+    """The first line of ``error``; one that is no ValueError is named, with its place in the source."""
     lines = str(error).strip().splitlines()
     first = lines[0][:300] if lines else ""
-    if isinstance(error, ValueError) and first:
+    if isinstance(error, (ValueError, ImportError)) and first:
         return first
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -49,7 +49,12 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, labels: Tensor, seed: int, guidance: float | None = None, first_index: int = 0, decode: bool = True
+        self,
+        labels: Tensor,
+        seed: int,
+        guidance: float | None = None,
+        first_index: int = 0,
+        decode: bool = True,
     ) -> Tensor:
         """Generate images number ``first_index`` ... of seed ``seed``.
 
@@ -68,7 +73,9 @@ class Generator(nn.Module):
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
         noise = Draws(seed, positions).normal("sampling noise", self.noise_shape)
         scale = self.default_guidance if guidance is None else guidance
-        condition = Condition(labels=labels, guidance=torch.full((len(labels),), float(scale), device=labels.device))
+        condition = Condition(
+            labels=labels, guidance=torch.full((len(labels),), float(scale), device=labels.device)
+        )
         samples = self(noise, condition)
         return self.codec.decode(samples).clamp(-1, 1) if decode else samples
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow import slots
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError, nearest, reason
 from genflow.sections import RecipeSections
 from genflow.slots import Mismatch, Node, Reference, Section
 from genflow.weights import check_state
@@ -25,7 +25,13 @@ WeightLoader = Callable[[str], Mapping[str, Tensor]]
 
 
 def import_custom_modules(modules: list[str], source: str) -> None:
-    """Import the modules of ``custom_imports``, which register components; the working folder is searched too."""
+    """Import the modules of ``custom_imports``, which register components.
+
+    The working folder is searched too.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
         raise UserError(f"{source}: custom_imports: found {modules!r}, expected a list of module names")
     if modules and os.getcwd() not in sys.path:
@@ -33,10 +39,11 @@ def import_custom_modules(modules: list[str], source: str) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever the user's code raises
             raise UserError(
-                f"{source}: custom_imports: cannot import '{module}' from the working folder or PYTHONPATH: {error}"
-            ) from None
+                f"{source}: custom_imports: cannot import '{module}' from the working folder or PYTHONPATH: "
+                f"{reason(error)}"
+            ) from error
 
 
 class ComponentGraph:
@@ -77,12 +84,14 @@ class ComponentGraph:
         }
         try:
             checked = slots.check_section(plain, RecipeSections, "")
+            checked.arguments = {key: value for key, value in checked.arguments.items() if value is not None}
             components = {
-                name: _check_component(config, f"components.{name}")
+                name: slots.check_component(config, f"components.{name}")
                 for name, config in plain.get("components", {}).items()
             }
             graph = cls(source, checked, components, prerequisites)
             graph._check_references()
+            graph.artifact  # noqa: B018 (it says what is wrong)
             graph.settings()
         except Mismatch as error:
             raise UserError(f"{source}: {error}") from None
@@ -124,7 +133,7 @@ class ComponentGraph:
             visit(node.arguments, (name,))
         used.clear()
         visit(self.recipe, ())
-        for name in targets.keys() - used:
+        for name in sorted(targets.keys() - used):
             section = "components" if name in self.components else "prerequisites"
             raise Mismatch(f"{section}.{name}", f"is not used; refer to it as ${name} or remove it")
 
@@ -135,22 +144,30 @@ class ComponentGraph:
 
     @property
     def artifact(self) -> Node:
-        """The node that a recipe gets which names this one as a prerequisite."""
+        """The node that a recipe gets which names this one as a prerequisite.
+
+        Raises:
+            Mismatch: the recipe leaves it out, or puts a prerequisite there.
+        """
         node: Any = self.model
         for part in self.model.cls.artifact.split("."):
+            if part not in node.arguments:
+                raise Mismatch(f"{node.path}.{part}", "missing, it is what the recipe trains")
             node = node.arguments[part]
             if isinstance(node, Reference):
+                if node.name in self.prerequisites:
+                    raise Mismatch(node.path, f"'${node.name}' is trained already, expected what is to be trained")
                 node = self.components[node.name]
         return node
 
     def section(self, name: str) -> Any:
         """Build one section of the recipe, e.g. ``train_dataloader``; None if the recipe lacks it."""
-        return self._build(self.recipe.arguments.get(name), {}, None) if name in self.recipe.arguments else None
+        return self._build(self.recipe.arguments.get(name), {}, None)
 
     def settings(self) -> RecipeSections:
-        """All plain settings: the recipe without its model, data and other components."""
-        skipped = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "custom_hooks", "evaluation")
-        plain = {key: value for key, value in self.recipe.arguments.items() if key not in skipped}
+        """All plain settings: the recipe without its components."""
+        built = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "custom_hooks", "evaluation")
+        plain = {key: value for key, value in self.recipe.arguments.items() if key not in built}
         for key in ("components", "prerequisites"):
             plain[key] = {}
         return self._build(Section("", RecipeSections, {**plain, "model": None}), {}, None)
@@ -200,9 +217,7 @@ class ComponentGraph:
 
         try:
             return slots.build(value, make, resolve)
-        except UserError:
-            raise
-        except ValueError as error:  # a section's own check
+        except Mismatch as error:
             raise UserError(f"{self.source}: {error}") from None
 
     def _construct(self, node: Node, arguments: dict[str, Any]) -> Any:
@@ -211,14 +226,11 @@ class ComponentGraph:
             return Deferred(node, arguments, self.source)
         try:
             return node.cls(**arguments)
-        except UserError as error:
-            raise UserError(f"{self.source}: {node.path}: {error}") from None
-        except (ValueError, RuntimeError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{self.source}: {node.path}: {first_line}") from error
+        except Exception as error:  # whatever a component raises when it refuses its arguments
+            raise UserError(f"{self.source}: {node.path}: {reason(error)}") from error
 
     def describe(self) -> list:
-        """One row per component: node, kind, type, trainable, parameters, multiply-adds; built on the meta device."""
+        """One row per component, with parameters and multiply-adds; built on the meta device."""
         from genflow.analysis.description import describe
 
         return describe(self)
@@ -275,17 +287,8 @@ class Deferred:
         """
         try:
             return self.node.cls(*supplied, **self.arguments)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.source}: {self.node.path}: {error}") from error
-
-
-def _check_component(config: Any, path: str) -> Node:
-    checked = slots._check_untyped(config, path)
-    if not isinstance(checked, Node):
-        found = config.get("type", config) if isinstance(config, dict) else config
-        names = [name for kind in slots.KINDS.values() for name in kind.module_dict]
-        raise Mismatch(path, f"found {found!r}, expected a component of any kind{nearest(found, names)}")
-    return checked
+        except Exception as error:
+            raise UserError(f"{self.source}: {self.node.path}: {reason(error)}") from error
 
 
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mmengine.config.config import RESERVED_KEYS
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from genflow.errors import UserError, nearest, shown
 
@@ -41,11 +42,18 @@ def parse_yaml(text: str, source: str) -> Any:
         UserError: a syntax error, a duplicate key or a tag, with ``source`` and the line.
     """
     try:
+        level = 0
         for event in _yaml().parse(text):
-            problem = "this is YAML 1.2" if getattr(event, "version", None) else None
-            if getattr(event, "ctag", None):
-                tag = str(event.ctag).replace("tag:yaml.org,2002:", "!!")
-                problem = f"found the tag '{tag}', expected plain values; nothing in a recipe is executed"
+            level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            tag = getattr(event, "ctag", None)
+            problem = None
+            if getattr(event, "version", None):
+                problem = "this is YAML 1.2"
+            elif level > _MOST_LEVELS:
+                problem = "too deeply nested"
+            elif tag:
+                name = str(tag).replace("tag:yaml.org,2002:", "!!")
+                problem = f"found the tag '{name}', expected plain values; nothing in a recipe is executed"
             if problem:
                 raise UserError(f"{source}:{event.start_mark.line + 1}: not a valid recipe: {problem}")
         return _unshared(_yaml().load(text), source)
@@ -54,8 +62,6 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{where}: not a valid recipe: {' '.join(str(problem).split())}") from None
-    except RecursionError:
-        raise UserError(f"{source}: not a valid recipe: too deeply nested") from None
 
 
 def _yaml() -> YAML:
@@ -142,7 +148,8 @@ def _load(path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> d
         raise UserError(f"{path}: prerequisites: found {found}, expected a mapping of name to recipe")
     for name in nested:
         if name not in prerequisites:
-            raise UserError(f"{path}: prerequisites.{name}: no such prerequisite{nearest(name, prerequisites)}")
+            where = f"{path}: prerequisites.{name}"
+            raise UserError(f"{where}: no such prerequisite{nearest(name, prerequisites)}")
     for name, entry in prerequisites.items():
         prerequisites[name] = _load_prerequisite(name, entry, path, nested.get(name, {}), (*parents, path))
     return recipe
@@ -290,7 +297,8 @@ def _parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, 
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise UserError(f"--cfg-options: found '{text}', expected key=value, e.g. train_cfg.max_iters=100")
+            example = "train_cfg.max_iters=100"
+            raise UserError(f"--cfg-options: found '{text}', expected key=value, e.g. {example}")
         parsed[key] = parse_yaml(value, f"--cfg-options {key}")
     return parsed
 

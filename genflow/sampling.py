@@ -1,5 +1,6 @@
 """Sample many images in batches and write them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from genflow.images import save_grid, save_png, to_uint8
 from genflow.weights import write_atomically
 
 
-def choose_labels(num_classes: int, classes: list[int] | None, num: int | None, per_class: int | None) -> Tensor:
+def choose_labels(
+    num_classes: int, classes: list[int] | None, num: int | None, per_class: int | None
+) -> Tensor:
     """The label of every image: ``classes`` in turn up to ``num``, or ``per_class`` of each in order.
 
     Args:
@@ -58,35 +61,54 @@ def sample_images(
     """Generate one image per label: (B, C, H, W) in [-1, 1] on the CPU.
 
     Raises:
-        UserError: ``batch_size`` below 1.
+        UserError: ``batch_size`` below 1, or ``guidance`` or images that are not finite.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size: found {batch_size}, expected at least 1")
+    if guidance is not None and not math.isfinite(guidance):
+        raise UserError(f"--guidance: found {guidance}, expected a finite number")
     parts = []
     for first in range(0, len(labels), batch_size):
         part = labels[first : first + batch_size].to(device)
-        parts.append(generator.sample(part, seed, guidance, first).cpu())
+        images = generator.sample(part, seed, guidance, first).cpu()
+        if not images.isfinite().all():
+            last = first + len(part) - 1
+            raise UserError(f"images {first} to {last} are not finite; try another --guidance")
+        parts.append(images)
         if progress is not None:
             progress(first + len(part), len(labels))
     return torch.cat(parts)
 
 
-def write_images(images: Tensor, labels: Tensor, path: Path, columns: int) -> None:
-    """Write images as one grid (``.png``), an archive (``.npz``: images uint8 (B, H, W, C), labels) or a folder.
+def check_out(path: Path) -> None:
+    """Check that :func:`write_images` can write to ``path``.
 
     Raises:
-        UserError: another suffix.
+        UserError: another suffix, or something of another sort lies there.
     """
+    if path.suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out: found '{path}', expected a name ending in .png or .npz, or a folder")
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        raise UserError(f"--out: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
+
+
+def write_images(images: Tensor, labels: Tensor, path: Path, columns: int) -> None:
+    """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
+
+    An archive holds ``images`` (B, H, W, C) uint8 and ``labels`` (B,).
+
+    Raises:
+        UserError: as :func:`check_out`.
+    """
+    check_out(path)
     if path.suffix == ".png":
         save_grid(images, path, columns)
     elif path.suffix == ".npz":
         arrays = {"images": to_uint8(images).numpy(), "labels": labels.numpy()}
         write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
-    elif path.suffix == "":
+    else:
         for index, (image, label) in enumerate(zip(to_uint8(images), labels.tolist(), strict=True)):
             save_png(image, path / f"{index:06d}_class{label}.png")
-    else:
-        raise UserError(f"--out: found '{path}', expected a name ending in .png or .npz, or a folder")
 
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

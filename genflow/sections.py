@@ -1,11 +1,15 @@
 """The sections of a recipe: every key, its type and its default."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from genflow.data.base import Dataset
 from genflow.evaluation.base import Evaluator
 from genflow.methods.base import Method
+from genflow.slots import Range
+
+Positive = Annotated[int, Range(low=1)]
+NotNegative = Annotated[int, Range(low=0)]
 
 
 class OptimizerSlot:
@@ -37,8 +41,8 @@ class LoaderSection:
     """
 
     dataset: Dataset
-    batch_size: int
-    num_workers: int = 0
+    batch_size: Positive
+    num_workers: NotNegative = 0
 
 
 @dataclass
@@ -50,8 +54,8 @@ class TrainSection:
         micro_batches: parts that each process splits its batch into, to save memory; the result is the same.
     """
 
-    max_iters: int
-    micro_batches: int = 1
+    max_iters: Positive
+    micro_batches: Positive = 1
 
 
 @dataclass
@@ -66,7 +70,7 @@ class OptimSection:
 
     optimizer: OptimizerSlot
     precision: Literal["float32", "bfloat16"] = "float32"
-    clip_grad_norm: float | None = None
+    clip_grad_norm: Annotated[float, Range(above=0)] | None = None
 
 
 @dataclass
@@ -80,9 +84,9 @@ class AverageSection:
             the initial weights; None for no bound.
     """
 
-    decay: float | None = None
-    half_life: float | None = None
-    ramp_up: float | None = 0.05
+    decay: Annotated[float, Range(low=0, high=1)] | None = None
+    half_life: Annotated[float, Range(above=0)] | None = None
+    ramp_up: Annotated[float, Range(above=0)] | None = 0.05
 
     def __post_init__(self):
         if (self.decay is None) == (self.half_life is None):
@@ -91,9 +95,13 @@ class AverageSection:
 
 @dataclass
 class LoggerSection:
-    """Args: interval: updates between two lines of the console log."""
+    """The console log.
 
-    interval: int = 50
+    Args:
+        interval: updates between two lines.
+    """
+
+    interval: Positive = 50
 
 
 @dataclass
@@ -105,8 +113,8 @@ class CheckpointSection:
         max_keep_ckpts: newest checkpoints to keep.
     """
 
-    interval: int = 500
-    max_keep_ckpts: int = 2
+    interval: Positive = 500
+    max_keep_ckpts: Positive = 2
 
 
 @dataclass
@@ -120,9 +128,9 @@ class SamplesSection:
         guidance: scale; None takes the generator's default.
     """
 
-    interval: int = 0
-    per_class: int = 8
-    classes: int = 10
+    interval: NotNegative = 0
+    per_class: Positive = 8
+    classes: Positive = 10
     guidance: float | None = None
 
 
@@ -144,15 +152,16 @@ class RecipeSections:
         components: shared components, referred to as ``$name``.
         prerequisites: recipes whose artifact this one needs, referred to as ``$name``.
         custom_imports: modules that register components of the user's own.
-        train_dataloader, train_cfg, optim_wrapper, param_scheduler, ema, default_hooks, custom_hooks: training.
+        train_dataloader, train_cfg, optim_wrapper, param_scheduler: data and updates.
+        ema, default_hooks, custom_hooks: what happens around updates.
         evaluation: what ``tools/evaluate.py`` measures.
         seed: seed of initial weights, data order and every training draw.
         published: numbers from the paper, printed beside ours.
     """
 
     model: Method
-    components: dict[str, Any] = field(default_factory=dict)
-    prerequisites: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, object] = field(default_factory=dict)
+    prerequisites: dict[str, object] = field(default_factory=dict)
     custom_imports: list[str] = field(default_factory=list)
     train_dataloader: LoaderSection | None = None
     train_cfg: TrainSection | None = None
@@ -162,5 +171,5 @@ class RecipeSections:
     default_hooks: HooksSection = field(default_factory=HooksSection)
     custom_hooks: list[HookSlot] = field(default_factory=list)
     evaluation: Evaluator | None = None
-    seed: int = 0
-    published: dict[str, Any] = field(default_factory=dict)
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
+    published: dict[str, object] = field(default_factory=dict)

@@ -11,14 +11,23 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError, nearest, shown
 from genflow.registry import KINDS, KindRegistry
+
+_SCALARS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "a value",
+}
 
 
 @dataclass
@@ -49,69 +58,105 @@ class Section:
     arguments: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an annotation ``Annotated[int, Range(...)]`` allows.
+
+    Args:
+        low, high: the smallest and the largest.
+        above: all must be greater.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        if self.above > -math.inf:
+            return f"above {self.above}"
+        return f"of at least {self.low}" if self.high == math.inf else f"from {self.low} to {self.high}"
+
+
 class Mismatch(UserError):
     """A value that does not fit; ``path`` is its place in the recipe."""
 
     def __init__(self, path: str, message: str):
-        super().__init__(f"{path}: {message}")
+        super().__init__(f"{path}: {message}" if path else message)
 
 
 def signature_of(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Constructor arguments as ``{name: (annotation, required)}``, following ``**kwargs`` to base classes."""
+    """Constructor arguments as ``{name: (annotation, required)}``, following ``**kwargs`` to base classes.
+
+    An argument of a base class counts as optional, since the class itself may pass it on.
+    """
     arguments: dict[str, tuple[Any, bool]] = {}
+    inherited = False
     for owner in cls.__mro__:
         if owner in (object, nn.Module):
             break
         if "__init__" not in vars(owner):
             continue
         try:
-            hints = typing.get_type_hints(owner.__init__)
-        except (NameError, TypeError):  # annotations of foreign code that cannot be resolved
+            hints = typing.get_type_hints(owner.__init__, include_extras=True)
+        except (NameError, TypeError, AttributeError):  # annotations of foreign code that cannot be resolved
             hints = {}
         parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            required = parameter.default is parameter.empty
+            required = parameter.default is parameter.empty and not inherited
             arguments.setdefault(parameter.name, (hints.get(parameter.name, Any), required))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
+        inherited = True
     return arguments
 
 
 def check(value: Any, annotation: Any, path: str) -> Any:
     """Check ``value`` and return what builds it: plain data with Nodes, References and Sections inside.
 
+    ``object`` stands for data that is looked at elsewhere.
+
     Raises:
         Mismatch: the value, or something inside it, is not what the annotation allows.
     """
-    if annotation is Any or annotation is inspect.Parameter.empty or isinstance(annotation, typing.TypeVar):
-        return _check_untyped(value, path)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return _check_union(value, arguments, path)
-    if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in arguments):
-            return value
-        choices = ", ".join(repr(choice) for choice in arguments)
-        raise Mismatch(path, f"found {value!r}, expected one of {choices}{nearest(value, arguments)}")
-    if origin in (list, collections.abc.Sequence, collections.abc.Iterable, tuple):
-        return _check_list(value, origin, arguments, path)
-    if origin in (dict, collections.abc.Mapping):
+    checked = value
+    if annotation is Any or isinstance(annotation, typing.TypeVar):
+        checked = _check_untyped(value, path)
+    elif origin in (typing.Union, types.UnionType):
+        checked = _check_union(value, arguments, path)
+    elif origin is Annotated:
+        checked = check(value, arguments[0], path)
+        if not all(checked in limits for limits in arguments[1:] if isinstance(limits, Range)):
+            raise _unexpected(value, annotation, path)
+    elif origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise _unexpected(value, annotation, path, nearest(value, arguments))
+    elif origin in (list, collections.abc.Sequence, collections.abc.Iterable, tuple):
+        checked = _check_list(value, origin, arguments, path)
+    elif origin in (dict, collections.abc.Mapping):
         if not isinstance(value, dict):
             raise _unexpected(value, annotation, path)
-        return {key: check(entry, arguments[1], f"{path}.{key}") for key, entry in value.items()}
-    if hasattr(annotation, "kind"):
-        return _check_slot(value, annotation.kind, path)
-    if dataclasses.is_dataclass(annotation):
-        return check_section(value, annotation, path)
-    return _check_scalar(value, annotation, path)
+        checked = {key: check(entry, arguments[1], f"{path}.{key}") for key, entry in value.items()}
+    elif hasattr(annotation, "kind"):
+        checked = _check_slot(value, annotation.kind, path)
+    elif dataclasses.is_dataclass(annotation):
+        checked = check_section(value, annotation, path)
+    elif annotation is not object:
+        checked = _check_scalar(value, annotation, path)
+    return checked
 
 
 def _check_scalar(value: Any, annotation: Any, path: str) -> Any:
     if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if annotation in (int, bool, str, list, dict) and type(value) is annotation:
+    if annotation in (list, dict) and type(value) is annotation:
+        return _check_untyped(value, path)
+    if annotation in (int, bool, str) and type(value) is annotation:
         return value
     if annotation in (None, type(None)) and value is None:
         return None
@@ -122,11 +167,14 @@ def _check_untyped(value: Any, path: str) -> Any:
     """Foreign constructors may lack annotations; a component is still recognised by its shape."""
     if isinstance(value, str) and value.startswith("$"):
         return Reference(path, value[1:], None)
-    if isinstance(value, dict) and isinstance(value.get("type"), str):
-        for kind in KINDS.values():
-            if value["type"] in kind.module_dict:
-                return _check_slot(value, kind.name, path)
-    return value
+    if isinstance(value, list):
+        return [_check_untyped(entry, f"{path}.{index}") for index, entry in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    for kind in KINDS.values():
+        if isinstance(value.get("type"), str) and value["type"] in kind.module_dict:
+            return _check_slot(value, kind.name, path)
+    return {key: _check_untyped(entry, f"{path}.{key}") for key, entry in value.items()}
 
 
 def _check_union(value: Any, choices: tuple, path: str) -> Any:
@@ -136,24 +184,40 @@ def _check_union(value: Any, choices: tuple, path: str) -> Any:
             return check(value, choice, path)
         except Mismatch as error:
             errors.append((choice, error))
-    for choice, error in errors:  # a component or a section explains itself better than "expected A or B"
+    for choice, error in errors:  # what has entries of its own explains itself better than "expected A or B"
         structured = hasattr(choice, "kind") or dataclasses.is_dataclass(choice)
         if structured and (isinstance(value, dict) or (isinstance(value, str) and value.startswith("$"))):
             raise error
-    wanted = " or ".join(_describe(choice) for choice in choices if _is_recipe_type(choice))
-    raise Mismatch(path, f"found {value!r}, expected {wanted}")
+        if isinstance(value, list) and typing.get_origin(choice) in (list, tuple):
+            raise error
+    raise _unexpected(value, typing.Union[choices], path)  # noqa: UP007
 
 
 def _check_list(value: Any, origin: Any, arguments: tuple, path: str) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise Mismatch(path, f"found {value!r}, expected a list")
+        raise Mismatch(path, f"found {shown(value)}, expected a list")
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             raise Mismatch(path, f"found {len(value)} entries, expected {len(arguments)}")
-        return tuple(check(v, a, f"{path}.{i}") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
-    entry = arguments[0] if arguments else Any
-    checked = [check(item, entry, f"{path}.{index}") for index, item in enumerate(value)]
+        entries = arguments
+    else:
+        entries = (arguments[0] if arguments else Any,) * len(value)
+    pairs = enumerate(zip(value, entries, strict=True))
+    checked = [check(item, entry, f"{path}.{index}") for index, (item, entry) in pairs]
     return tuple(checked) if origin is tuple else checked
+
+
+def check_component(value: Any, path: str) -> Node:
+    """Check a component of any kind.
+
+    Raises:
+        Mismatch: it is none, or its arguments are wrong.
+    """
+    if not isinstance(value, dict) or "type" not in value:
+        raise Mismatch(path, f"found {shown(value)}, expected a component: a mapping with 'type'")
+    cls = find_component(value["type"], list(KINDS.values()), f"{path}.type")
+    kind = next(name for name, kind in KINDS.items() if kind.components().get(value["type"]) is cls)
+    return _check_slot(value, kind, path)
 
 
 def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
@@ -161,46 +225,62 @@ def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
     if isinstance(value, str) and value.startswith("$"):
         return Reference(path, value[1:], kind_name)
     if not isinstance(value, dict):
-        raise Mismatch(path, f"found {value!r}, expected a {kind_name}: a mapping with 'type', or $name")
+        raise Mismatch(
+            path, f"found {shown(value)}, expected {a_kind(kind_name)}: a mapping with 'type', or $name"
+        )
     if "type" not in value:
-        raise Mismatch(path, f"'type' is missing, expected the name of a {kind_name}")
-    cls = _find_component(value["type"], kind, f"{path}.type")
-    skipped = ("type", *kind.supplied)
-    given = {key: entry for key, entry in value.items() if key not in skipped}
+        raise Mismatch(path, f"'type' is missing, expected the name of {a_kind(kind_name)}")
+    cls = find_component(value["type"], [kind], f"{path}.type")
+    given = {key: entry for key, entry in value.items() if key != "type"}
     signature = {name: entry for name, entry in signature_of(cls).items() if name not in kind.supplied}
     return Node(path, kind_name, cls, _check_arguments(given, signature, path, cls.__name__))
 
 
-def _find_component(name: Any, kind: KindRegistry, path: str) -> type:
-    components = kind.components()
-    if name in components:
+def find_component(name: Any, kinds: Sequence[KindRegistry], path: str) -> type:
+    """The class that a recipe calls ``name``.
+
+    Raises:
+        Mismatch: none of ``kinds`` has it.
+    """
+    components = {key: cls for kind in kinds for key, cls in kind.components().items()}
+    if isinstance(name, str) and name in components:
         return components[name]
+    wanted = a_kind(kinds[0].name) if len(kinds) == 1 else "a component"
     for other in KINDS.values():
-        if name in other.module_dict:
-            raise Mismatch(path, f"found '{name}', which is a {other.name}, expected a {kind.name}")
-    known = f" (known: {', '.join(sorted(kind.module_dict))})" if kind.module_dict else ""
+        if isinstance(name, str) and name in other.module_dict:
+            raise Mismatch(path, f"found '{name}', which is {a_kind(other.name)}, expected {wanted}")
+    own = sorted(key for kind in kinds for key in kind.module_dict)
+    known = f" (known: {', '.join(own)})" if own and len(kinds) == 1 else ""
     raise Mismatch(
         path,
-        f"found {name!r}, expected the name of a {kind.name}{nearest(name, components)}{known}; "
+        f"found {shown(name)}, expected the name of {wanted}{nearest(name, components)}{known}; "
         "a component of your own needs its module in custom_imports",
     )
 
 
-def _check_arguments(given: dict, signature: dict[str, tuple[Any, bool]], path: str, owner: str) -> dict[str, Any]:
+def a_kind(name: str) -> str:
+    """The name of a kind with its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _check_arguments(
+    given: dict, signature: dict[str, tuple[Any, bool]], path: str, owner: str
+) -> dict[str, Any]:
+    paths = {name: f"{path}.{name}".lstrip(".") for name in (*given, *signature)}
     for name in given:
         if name not in signature:
-            raise Mismatch(f"{path}.{name}", f"{owner} has no argument '{name}'{nearest(name, signature)}")
+            raise Mismatch(paths[name], f"{owner} has no argument '{name}'{nearest(name, signature)}")
     for name, (annotation, required) in signature.items():
         if required and name not in given:
-            raise Mismatch(f"{path}.{name}", f"missing, {owner} needs it ({_describe(annotation)})")
-    return {name: check(value, signature[name][0], f"{path}.{name}".lstrip(".")) for name, value in given.items()}
+            raise Mismatch(paths[name], f"missing, {owner} needs it ({_describe(annotation)})")
+    return {name: check(value, signature[name][0], paths[name]) for name, value in given.items()}
 
 
 def check_section(value: Any, cls: type, path: str) -> Section:
     """Check a mapping against a dataclass; ``path`` is empty for a whole recipe."""
     if not isinstance(value, dict):
-        raise Mismatch(path, f"found {value!r}, expected a section")
-    hints = typing.get_type_hints(cls)
+        raise Mismatch(path, f"found {shown(value)}, expected a section")
+    hints = typing.get_type_hints(cls, include_extras=True)
     signature = {
         entry.name: (
             hints[entry.name],
@@ -216,13 +296,21 @@ def check_section(value: Any, cls: type, path: str) -> Section:
 
 
 def build(value: Any, make: Callable[[Node], Any], resolve: Callable[[Reference], Any]) -> Any:
-    """Build checked data: Nodes by ``make``, References by ``resolve``, Sections as their dataclass."""
+    """Build checked data: Nodes by ``make``, References by ``resolve``, Sections as their dataclass.
+
+    Raises:
+        Mismatch: a section refuses its values.
+    """
     if isinstance(value, Node):
         return make(value)
     if isinstance(value, Reference):
         return resolve(value)
     if isinstance(value, Section):
-        return value.cls(**{key: build(entry, make, resolve) for key, entry in value.arguments.items()})
+        arguments = {key: build(entry, make, resolve) for key, entry in value.arguments.items()}
+        try:
+            return value.cls(**arguments)
+        except ValueError as error:
+            raise Mismatch(value.path, str(error)) from None
     if isinstance(value, dict):
         return {key: build(entry, make, resolve) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -254,23 +342,32 @@ def _is_recipe_type(annotation: Any) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if annotation in (list, dict) or typing.get_origin(annotation) in (list, tuple, dict):
-        return "a mapping" if annotation is dict or typing.get_origin(annotation) is dict else "a list"
-    if hasattr(annotation, "kind"):
-        return f"a {annotation.kind}"
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in typing.get_args(annotation) if _is_recipe_type(choice))
-    return names.get(annotation, "a value" if annotation is Any else getattr(annotation, "__name__", str(annotation)))
+    origin, choices = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (list, dict) or origin in (list, tuple, dict):
+        text = "a mapping" if dict in (annotation, origin) else "a list"
+    elif hasattr(annotation, "kind"):
+        text = a_kind(annotation.kind)
+    elif dataclasses.is_dataclass(annotation):
+        text = "a section"
+    elif origin is Annotated:
+        text = " ".join([_describe(choices[0]), *(str(limits) for limits in choices[1:])])
+    elif origin is Literal:
+        text = "one of " + ", ".join(repr(choice) for choice in choices)
+    elif origin in (typing.Union, types.UnionType):
+        text = " or ".join(_describe(choice) for choice in choices if _is_recipe_type(choice))
+    else:
+        text = _SCALARS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return text
 
 
-def _unexpected(value: Any, annotation: Any, path: str) -> Mismatch:
-    hint = ""
-    if annotation in (int, float) and isinstance(value, str):
+def _is_numeric(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_is_numeric(part) for part in typing.get_args(annotation))
+
+
+def _unexpected(value: Any, annotation: Any, path: str, hint: str = "") -> Mismatch:
+    if isinstance(value, str) and _is_numeric(annotation):
         try:
             hint = "; a number in quotes is text" if math.isfinite(float(value)) else ""
         except ValueError:
             hint = ""
-    return Mismatch(path, f"found {value!r}, expected {_describe(annotation)}{hint}")
+    return Mismatch(path, f"found {shown(value)}, expected {_describe(annotation)}{hint}")

@@ -1,4 +1,4 @@
-"""Files of tensors: written atomically, read without unpickling arbitrary objects, checked to the last key."""
+"""Files of tensors: written atomically, read without unpickling arbitrary objects, checked."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genflow.errors import UserError
+from genflow.errors import UserError, reason
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a complete safetensors file: {_line(error)}") from None
+        raise UserError(f"{path}: not a complete safetensors file: {reason(error)}") from None
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -73,8 +73,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: a checkpoint may hold tensors and plain values only") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a complete checkpoint: {_line(error)}") from None
+    except Exception as error:  # a damaged file makes the unpickler fail anywhere
+        raise UserError(f"{path}: not a complete checkpoint: {reason(error)}") from None
     if not isinstance(state, dict) or "step" not in state:
         raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no 'step'")
     return state
@@ -90,8 +90,5 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         if name not in own or name not in state:
             raise ValueError(f"'{name}' is {'missing from the file' if name in own else 'not in the model'}")
         if own[name].shape != state[name].shape:
-            raise ValueError(f"'{name}' has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            found, expected = tuple(state[name].shape), tuple(own[name].shape)
+            raise ValueError(f"'{name}' has shape {found}, expected {expected}")

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from genflow.cli import Parser, run_tool
+from genflow.cli import Parser, console, run_tool
 
 
 def main() -> None:
@@ -25,15 +25,14 @@ def main() -> None:
     from genflow.analysis.description import analyze_recipe
     from genflow.weights import write_text
 
-    console = Console()
     analyses = [
         analyze_recipe(path, arguments.cfg_options)
         for path in track(arguments.recipes, "counting", transient=True, console=Console(stderr=True))
     ]
-    console.print(_table(analyses))
+    console().print(_table(analyses))
     if arguments.by_component:
         for analysis in analyses:
-            console.print(_component_table(analysis))
+            console().print(_component_table(analysis))
     if arguments.json:
         records = [{key: value for key, value in entry.items() if key != "by_component"} for entry in analyses]
         write_text(arguments.json, json.dumps(records, indent=2) + "\n")

@@ -1,8 +1,6 @@
 """Evaluate a finished run."""
 
-from rich.console import Console
-
-from genflow.cli import Parser, default_device, existing, progress_bar, run_tool
+from genflow.cli import Parser, console, default_device, existing, progress_bar, run_tool
 
 
 def main() -> None:
@@ -33,7 +31,7 @@ def main() -> None:
             arguments.device,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    Console().print(report_table(report))
+    console().print(report_table(report))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli import Parser, default_device, existing, progress_bar, run_tool
+from genflow.cli import Parser, default_device, device, existing, progress_bar, run_tool
 
 
 def main() -> None:
@@ -18,13 +18,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default=default_device())
-    parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
+    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument(
+        "--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each"
+    )
     arguments = parser.parse_args()
 
     from genflow.engine.artifacts import load_generator, open_run
-    from genflow.sampling import choose_labels, sample_images, write_images
+    from genflow.sampling import check_out, choose_labels, sample_images, write_images
 
+    check_out(arguments.out)
     graph = open_run(arguments.run)
     generator = load_generator(graph, arguments.run, arguments.device, arguments.average)
     labels = choose_labels(generator.num_classes, arguments.labels, arguments.num, arguments.per_class)

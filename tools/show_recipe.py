@@ -1,17 +1,18 @@
 """Show what a recipe builds."""
 
-from rich.console import Console
-
-from genflow.cli import Parser, run_tool
+from genflow.cli import Parser, console, run_tool
 
 
 def main() -> None:
     parser = Parser(
-        "Print a recipe's components with their parameters and multiply-adds, a Mermaid drawing, and the resolved YAML.",
+        "Print a recipe's components with their parameters and multiply-adds, a Mermaid drawing, "
+        "and the resolved YAML.",
         "python tools/show_recipe.py recipes/biflow_digits.yaml",
     )
     parser.add_argument("recipe", help="YAML recipe")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries"
+    )
     arguments = parser.parse_args()
 
     from genflow.analysis.description import graph_table
@@ -20,7 +21,7 @@ def main() -> None:
 
     recipe = load_recipe(arguments.recipe, arguments.cfg_options)
     graph = ComponentGraph.from_recipe(recipe)
-    Console().print(graph_table(graph.describe()))
+    console().print(graph_table(graph.describe()))
     print(f"\n```mermaid\n{graph.mermaid()}\n```\n\n{dump_yaml(recipe.to_dict())}", end="")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +132,7 @@ def count_macs(
     # Our own error takes the place of fvcore's warnings.
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     on_meta = any(tensor.is_meta for tensor in inputs)
-    with _evaluation_mode(module), torch.no_grad(), _tracing_on_meta() if on_meta else nullcontext():
+    with _evaluation_mode(module), torch.no_grad(), _ConvolutionOnMeta() if on_meta else nullcontext():
         counts = analysis.by_module()
     _refuse_uncounted({name: analysis.unsupported_ops(name) for name in counts})
     paths = {name: name.removeprefix("target").removeprefix(".") for name in counts}
@@ -301,19 +300,6 @@ def _convolution(
     per_axis = [(value,) * axes if isinstance(value, int) else value for value in (stride, padding, dilation)]
     backend = (False,) * 4  # choices among kernels, without a meaning on the meta device
     return torch._convolution(input, weight, bias, *per_axis, False, (0,) * axes, groups, *backend)
-
-
-@contextmanager
-def _tracing_on_meta() -> Iterator[None]:
-    """Let ordinary model code be traced on the meta device."""
-    original = torch.autocast
-
-    def autocast(device_type: str, *args: Any, **options: Any) -> Any:
-        # PyTorch refuses autocast on the meta device even with enabled=False.
-        return nullcontext() if device_type == "meta" else original(device_type, *args, **options)
-
-    with mock.patch.object(torch, "autocast", autocast), _ConvolutionOnMeta():
-        yield
 
 
 def _device(*modules: nn.Module) -> torch.device:

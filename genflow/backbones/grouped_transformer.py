@@ -25,7 +25,13 @@ class TokenGroup(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, layers: int, num_classes: int | None, class_tokens: int, guidance_tokens: int
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        num_classes: int | None,
+        class_tokens: int,
+        guidance_tokens: int,
     ):
         super().__init__()
         std = width**-0.5
@@ -103,7 +109,8 @@ class GroupedTransformer(GroupedBackbone):
         self.input = nn.Linear(features, width)
         self.guidance_embedding = nn.Linear(_GUIDANCE_FEATURES, width)
         self.group_layers = nn.ModuleList(
-            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens) for _ in range(groups)
+            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens)
+            for _ in range(groups)
         )
         self.denoise_layers = (
             TokenGroup(width, heads, denoise_layers, None, 0, guidance_tokens) if denoise_layers else None

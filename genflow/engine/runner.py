@@ -46,7 +46,7 @@ class Runner(MMEngineRunner):
         batch_size: global batch size.
         hooks: default hooks by name and further hooks.
         launcher: ``none``, or the launcher that started the process group.
-        name: name of the run.
+        name: name of the run, unique in this process (mmengine keeps its loggers by name).
         resume: a checkpoint's content, see :func:`genflow.weights.read_checkpoint`.
     """
 

@@ -184,7 +184,7 @@ def _run(
         data.batch_size,
         (default_hooks, custom),
         options.launcher,
-        work_dir.name,
+        str(work_dir.absolute()),
         state,
     )
     began = time.perf_counter()

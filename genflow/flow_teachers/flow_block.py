@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genflow.layers.embeddings import ClassEmbedding, axial_rotation
 from genflow.layers.patches import raster_order
+from genflow.layers.precision import full_precision
 from genflow.layers.transformer import Feedforward, KeyValueCache, Norm, TransformerLayer, build_norm
 
 
@@ -147,7 +148,7 @@ class FlowBlock(nn.Module):
             raw = self._network(torch.cat([prefix, hidden], dim=1), start=0)[:, len(self.prefix) - 1 :]
         else:
             raw = self._network(hidden, start=0)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             log_scale, shift = self._affine(raw, u.dtype)
             if self.prefix is None:
                 log_scale, shift = F.pad(log_scale, (0, 0, 1, 0)), F.pad(shift, (0, 0, 1, 0))
@@ -182,7 +183,7 @@ class FlowBlock(nn.Module):
                 raw = self._network(hidden, 0, caches, temperature)
             else:
                 continue
-            with torch.autocast(v.device.type, enabled=False):
+            with full_precision(v.device):
                 log_scale, shift = self._affine(raw[:, -1], v.dtype)
                 if guidance is not None:
                     log_scale, shift = guidance.combine(log_scale, shift, token / max(count - 1, 1))

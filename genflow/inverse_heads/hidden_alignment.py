@@ -83,7 +83,9 @@ class HiddenAlignment(InverseHead):
             _projection(projection, backbone.width, features) for _ in range(backbone.groups)
         )
         self.trajectory_norm = (
-            None if trajectory_norm == "none" else TrajectoryNorm(backbone.groups, trajectory_norm, norm_warmup)
+            None
+            if trajectory_norm == "none"
+            else TrajectoryNorm(backbone.groups, trajectory_norm, norm_warmup)
         )
 
     def forward(self, z: Tensor, condition: Condition, guidance: Guidance | None = None) -> InverseOutput:
@@ -127,7 +129,10 @@ class HiddenAlignment(InverseHead):
         if self.trajectory_norm is not None:
             targets = self.trajectory_norm(targets)
         pairs = zip(self.project(hidden), targets, strict=True)
-        return {f"align_{index}": self.loss(prediction, target) for index, (prediction, target) in enumerate(pairs)}
+        return {
+            f"align_{index}": self.loss(prediction, target)
+            for index, (prediction, target) in enumerate(pairs)
+        }
 
 
 def _projection(form: str, width: int, features: int) -> nn.Module:

@@ -15,9 +15,16 @@ Norm = Literal["layer", "rms"]
 Feedforward = Literal["gelu", "swiglu"]
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm with a gain, computed in the precision of the gain also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 def build_norm(norm: Norm, width: int) -> nn.Module:
     """LayerNorm (eps 1e-5, affine) or RMSNorm (eps 1e-6, gain)."""
-    return nn.LayerNorm(width, eps=1e-5) if norm == "layer" else nn.RMSNorm(width, eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-5) if norm == "layer" else RMSNorm(width, eps=1e-6)
 
 
 class KeyValueCache:

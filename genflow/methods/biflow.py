@@ -51,10 +51,9 @@ class BiFlow(Method):
         super().__init__()
         backbone = inverse.backbone
         for what in ("image_shape", "num_classes"):
-            if getattr(teacher, what) != getattr(backbone, what):
-                raise ValueError(
-                    f"teacher and backbone differ in {what}: {getattr(teacher, what)} and {getattr(backbone, what)}"
-                )
+            theirs, ours = getattr(teacher, what), getattr(backbone, what)
+            if theirs != ours:
+                raise ValueError(f"teacher and backbone differ in {what}: {theirs} and {ours}")
         self.teacher = teacher
         self.inverse = inverse
         self.codec = codec

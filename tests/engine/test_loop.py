@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop, seed_step
 from genflow.draws import Draws
+from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop, seed_step
 
 
 class Linear(torch.nn.Module):

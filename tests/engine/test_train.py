@@ -1,0 +1,105 @@
+"""Training in process: divergence, the codec's weights, what a run folder holds, hooks of one's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from genflow.engine.loop import TrainingDiverged
+from genflow.engine.train import TrainOptions, train
+from genflow.errors import UserError
+from genflow.registry import HOOKS
+from genflow.weights import read_checkpoint, read_weights
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = {
+    "train_cfg.max_iters": 4,
+    "train_dataloader.batch_size": 8,
+    "default_hooks.samples.per_class": 1,
+    "model.flow.width": 16,
+    "model.flow.head_width": 8,
+    "model.flow.blocks": 2,
+    "model.flow.layers": 1,
+    "evaluation": None,
+}
+
+
+def run_tiny(work_dir, **options):
+    overrides = {**TINY, **{key.replace("__", "."): value for key, value in options.items()}}
+    return train(RECIPES / "itarflow_digits.yaml", overrides, None, TrainOptions(work_dir))
+
+
+def test_divergence_stops_before_the_update_and_keeps_the_last_good_state(tmp_path):
+    work_dir = tmp_path / "run"
+    with pytest.raises(TrainingDiverged, match=r"update [2-4]: not finite: .*the state before it: .*step_0000000[1-3].pt"):
+        run_tiny(
+            work_dir,
+            optim_wrapper__optimizer__lr=1e30,
+            optim_wrapper__clip_grad_norm=None,
+            model__flow__bound=None,
+            param_scheduler=[],
+        )
+    assert not (work_dir / "generator.safetensors").exists()
+    kept = sorted((work_dir / "checkpoints").glob("*.pt"))
+    state = read_checkpoint(kept[-1])
+    lines = (work_dir / "scalars.jsonl").read_text().splitlines()
+    assert state["step"] == len(lines) == json.loads(lines[-1])["step"]
+
+
+def test_exported_weights_are_the_first_average(tmp_path):
+    work_dir = run_tiny(tmp_path / "run", ema={"fast": {"decay": 0.5}, "slow": {"decay": 0.9}})
+    state = read_checkpoint(work_dir / "checkpoints" / "step_00000004.pt")
+    for name, file in (("fast", "generator.safetensors"), ("slow", "generator-slow.safetensors")):
+        weights = read_weights(work_dir / file)
+        for key, value in state["averages"][name].items():
+            assert torch.equal(weights[key.removeprefix("flow.")], value)
+    assert not torch.equal(
+        state["averages"]["fast"]["flow.flow_blocks.0.out.weight"],
+        state["averages"]["slow"]["flow.flow_blocks.0.out.weight"],
+    )
+
+
+def test_average_that_forgets_at_once_is_the_weights_themselves(tmp_path):
+    work_dir = run_tiny(tmp_path / "run", ema={"_": {"decay": 0.0}})
+    state = read_checkpoint(work_dir / "checkpoints" / "step_00000004.pt")
+    weights = read_weights(work_dir / "generator.safetensors")
+    assert all(torch.equal(weights[key.removeprefix("flow.")], value) for key, value in state["model"].items())
+
+
+def test_checkpoints_beyond_the_newest_are_removed(tmp_path):
+    work_dir = run_tiny(tmp_path / "run", default_hooks__checkpoint={"interval": 1, "max_keep_ckpts": 2})
+    names = sorted(path.name for path in (work_dir / "checkpoints").iterdir())
+    assert names == ["step_00000003.pt", "step_00000004.pt"]
+
+
+def test_micro_batches_and_bfloat16_train(tmp_path):
+    whole, parts = run_tiny(tmp_path / "whole"), run_tiny(tmp_path / "parts", train_cfg__micro_batches=2)
+    half = run_tiny(tmp_path / "half", optim_wrapper__precision="bfloat16")
+    first = [json.loads((run / "scalars.jsonl").read_text().splitlines()[0]) for run in (whole, parts, half)]
+    assert first[1] == pytest.approx(first[0], rel=1e-4)
+    assert first[2]["loss"] == pytest.approx(first[0]["loss"], rel=0.02)
+    assert first[2]["loss"] != first[0]["loss"]
+
+
+def test_custom_hook_runs_every_update(tmp_path):
+    seen = []
+
+    @HOOKS.register_module(force=True)
+    class CountingHook(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(outputs["loss"])
+
+    run_tiny(tmp_path / "run", custom_hooks=[{"type": "CountingHook"}])
+    assert len(seen) == 4
+
+
+def test_codec_without_weights_is_told_before_training(tmp_path):
+    pytest.importorskip("diffusers")
+    with pytest.raises(UserError, match="codec has no weights.*GENFLOW_SD_VAE"):
+        run_tiny(
+            tmp_path / "run",
+            model__codec={"type": "SDVAE", "image_size": 64},
+        )
+    assert not (tmp_path / "run").exists()
