@@ -55,10 +55,11 @@ def console():
 
 
 def progress_bar(title: str):
-    """A rich progress bar with an ETA, on stderr."""
+    """A rich progress bar with an ETA, on stderr if that is a terminal, and only while it runs."""
     from rich import progress
     from rich.console import Console
 
+    errors = Console(stderr=True)
     return progress.Progress(
         progress.TextColumn(title),
         progress.BarColumn(),
@@ -66,7 +67,9 @@ def progress_bar(title: str):
         progress.TimeElapsedColumn(),
         progress.TextColumn("ETA"),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow import slots
-from genflow.errors import UserError, nearest, reason
+from genflow.errors import UserError, nearest, reason, shown
 from genflow.sections import RecipeSections
 from genflow.slots import Mismatch, Node, Reference, Section
 from genflow.weights import check_state
@@ -78,12 +78,12 @@ class ComponentGraph:
         source = source or str(getattr(recipe, "filename", None) or "recipe")
         plain = _plain(recipe)
         import_custom_modules(plain.get("custom_imports", []), source)
-        prerequisites = {
-            name: cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
-            for name, entry in plain.get("prerequisites", {}).items()
-        }
         try:
             checked = slots.check_section(plain, RecipeSections, "")
+            prerequisites = {
+                name: cls._from_prerequisite(entry, name, source)
+                for name, entry in plain.get("prerequisites", {}).items()
+            }
             checked.arguments = {key: value for key, value in checked.arguments.items() if value is not None}
             components = {
                 name: slots.check_component(config, f"components.{name}")
@@ -96,6 +96,13 @@ class ComponentGraph:
         except Mismatch as error:
             raise UserError(f"{source}: {error}") from None
         return graph
+
+    @classmethod
+    def _from_prerequisite(cls, entry: Any, name: str, source: str) -> "ComponentGraph":
+        if not isinstance(entry, dict) or not isinstance(entry.get("recipe"), dict):
+            found = shown(entry)
+            raise Mismatch(f"prerequisites.{name}", f"found {found}, expected a recipe that load_recipe has resolved")
+        return cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
 
     def _targets(self) -> dict[str, str]:
         """What ``$name`` can refer to, with its kind."""

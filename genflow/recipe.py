@@ -17,7 +17,7 @@ from mmengine.config.config import RESERVED_KEYS
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
 
 from genflow.errors import UserError, nearest, shown
 
@@ -45,15 +45,7 @@ def parse_yaml(text: str, source: str) -> Any:
         level = 0
         for event in _yaml().parse(text):
             level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            tag = getattr(event, "ctag", None)
-            problem = None
-            if getattr(event, "version", None):
-                problem = "this is YAML 1.2"
-            elif level > _MOST_LEVELS:
-                problem = "too deeply nested"
-            elif tag:
-                name = str(tag).replace("tag:yaml.org,2002:", "!!")
-                problem = f"found the tag '{name}', expected plain values; nothing in a recipe is executed"
+            problem = _find_problem(event, level)
             if problem:
                 raise UserError(f"{source}:{event.start_mark.line + 1}: not a valid recipe: {problem}")
         return _unshared(_yaml().load(text), source)
@@ -62,6 +54,22 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{where}: not a valid recipe: {' '.join(str(problem).split())}") from None
+    except UserError:
+        raise
+    except ValueError as error:  # a number that Python refuses
+        raise UserError(f"{source}: not a valid recipe: {error}") from None
+
+
+def _find_problem(event: Event, level: int) -> str | None:
+    """What is valid YAML but no recipe."""
+    if getattr(event, "version", None):
+        return "this is YAML 1.2"
+    if level > _MOST_LEVELS:
+        return "too deeply nested"
+    if getattr(event, "ctag", None):
+        tag = str(event.ctag).replace("tag:yaml.org,2002:", "!!")
+        return f"found the tag '{tag}', expected plain values; nothing in a recipe is executed"
+    return None
 
 
 def _yaml() -> YAML:

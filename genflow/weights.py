@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genflow.errors import UserError, reason
+from genflow.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -37,8 +38,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """Write tensors as safetensors; tied ones are written under each of their names."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        own = value.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if storage in storages else own  # the format refuses shared memory
+        storages.add(storage)
     write_atomically(path, lambda temporary: save_file(plain, temporary))
 
 
@@ -53,7 +60,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a complete safetensors file: {reason(error)}") from None
+        raise UserError(f"{path}: not a complete safetensors file: {_line(error)}") from None
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -70,11 +77,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles of another sort, which are refused
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: a checkpoint may hold tensors and plain values only") from None
     except Exception as error:  # a damaged file makes the unpickler fail anywhere
-        raise UserError(f"{path}: not a complete checkpoint: {reason(error)}") from None
+        raise UserError(f"{path}: not a complete checkpoint: {_line(error)}") from None
     if not isinstance(state, dict) or "step" not in state:
         raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no 'step'")
     return state
@@ -92,3 +101,7 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         if own[name].shape != state[name].shape:
             found, expected = tuple(state[name].shape), tuple(own[name].shape)
             raise ValueError(f"'{name}' has shape {found}, expected {expected}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

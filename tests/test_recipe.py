@@ -144,6 +144,7 @@ def test_bad_yaml_names_file_and_line(tmp_path, text, line, problem):
         ("a: &x {b: *x}", "too large or too deeply nested"),
         ("a: " + "[" * 80 + "]" * 80, "too deeply nested"),
         ("a: " + "[" * 5000 + "]" * 5000, "too deeply nested"),
+        ("a: " + "1" * 5000, "not a valid recipe: Exceeds the limit"),
         ("text: 1", "text: unknown key"),
         ("filename: x", "filename: unknown key"),
         ("_base_: 3", "_base_: found int 3, expected a file"),

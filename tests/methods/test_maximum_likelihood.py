@@ -68,7 +68,7 @@ def test_gaussian_data_reach_their_entropy_from_above(std):
     method = make_method()
     optimum = 0.5 + math.log(std)
     assert evaluate(method, lambda n, g: gaussian(n, std, g)) > optimum + 0.05
-    losses = train(method, lambda n, g: gaussian(n, std, g), 150)
+    losses = train(method, lambda n, g: gaussian(n, std, g), 100)
     assert sum(losses[:10]) > sum(losses[-10:])
     # Never below, but for the finite sample: 0.5 mean(z^2) over 32768 numbers deviates by 0.004.
     found = evaluate(method, lambda n, g: gaussian(n, std, g))
@@ -78,7 +78,7 @@ def test_gaussian_data_reach_their_entropy_from_above(std):
 def test_noise_is_part_of_the_density():
     """Constant data with added noise are a Gaussian of its standard deviation."""
     method = make_method(noise_std=0.5)
-    train(method, lambda n, g: gaussian(n, 0.0, g), 150)
+    train(method, lambda n, g: gaussian(n, 0.0, g), 100)
     found = evaluate(method, lambda n, g: gaussian(n, 0.0, g))
     assert found == pytest.approx(0.5 + math.log(0.5), abs=0.02)
 

@@ -1,0 +1,188 @@
+"""Registries of kinds, their places under mmengine's roots, what an import costs, and the layers of the package."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mmengine
+import pytest
+from torch import nn
+
+import genflow
+from genflow.backbones.base import Backbone
+from genflow.codecs.base import Codec
+from genflow.data.base import Dataset
+from genflow.evaluation.base import Evaluator
+from genflow.feature_encoders.base import FeatureEncoder
+from genflow.field_estimators.base import FieldEstimator
+from genflow.flow_teachers.base import FlowTeacher
+from genflow.guidance.base import Guidance
+from genflow.inverse_heads.base import InverseHead
+from genflow.losses.base import Loss
+from genflow.methods.base import Method
+from genflow.registry import BACKBONES, KINDS, LOSSES, MODELS
+from genflow.sections import HookSlot, OptimizerSlot, SchedulerSlot
+
+PACKAGE = Path(genflow.__file__).parent
+CONTRACTS = [
+    Backbone,
+    Codec,
+    Dataset,
+    Evaluator,
+    FeatureEncoder,
+    FieldEstimator,
+    FlowTeacher,
+    Guidance,
+    InverseHead,
+    Loss,
+    Method,
+]
+SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot]
+# Kinds with a folder of their own, and what lies above and below them.
+KIND_FOLDERS = {contract.__module__.split(".")[1] for contract in CONTRACTS} - {"data", "evaluation", "methods"}
+UPPER = {"methods", "engine", "evaluation", "analysis", "tools", "cli", "sampling"}
+
+
+def test_every_kind_is_reachable_by_its_contract():
+    assert {contract.kind for contract in CONTRACTS + SLOTS} == set(KINDS)
+    assert all(registry.name == name for name, registry in KINDS.items())
+
+
+def test_every_component_fulfils_the_contract_of_its_kind():
+    contracts = {contract.kind: contract for contract in CONTRACTS}
+    for kind, registry in KINDS.items():
+        for name, cls in registry.module_dict.items():
+            assert name == cls.__name__
+            if kind in contracts:
+                assert issubclass(cls, contracts[kind]), f"{name} is registered as a {kind}"
+
+
+def test_names_of_built_in_components():
+    expected = {
+        "backbone": "GroupedTransformer",
+        "codec": "SDVAE",
+        "dataset": "LatentCache",
+        "evaluator": "DigitsEvaluator",
+        "flow teacher": "TARFlow",
+        "guidance": "TrainingTimeCFG",
+        "inverse head": "HiddenAlignment",
+        "loss": "AdaptiveWeighting",
+        "method": "BiFlow",
+        "optimizer": "AdamW",
+        "parameter scheduler": "WarmupLR",
+    }
+    for kind, name in expected.items():
+        assert KINDS[kind].components()[name].__name__ == name
+
+
+def test_other_mmengine_projects_reach_components_through_the_roots():
+    roots = mmengine.registry
+    assert roots.MODELS.get("genflow.TARFlow") is MODELS.get("TARFlow") is KINDS["flow teacher"].get("TARFlow")
+    assert roots.DATASETS.get("genflow.Digits") is KINDS["dataset"].get("Digits")
+    assert roots.PARAM_SCHEDULERS.get("genflow.WarmupLR") is KINDS["parameter scheduler"].get("WarmupLR")
+    assert roots.EVALUATOR.get("genflow.DigitsEvaluator") is KINDS["evaluator"].get("DigitsEvaluator")
+    for kind, registry in KINDS.items():
+        root = registry.parent.parent
+        assert root.parent is None and root.scope == "mmengine"
+        for name, cls in registry.module_dict.items():
+            assert root.get(f"genflow.{name}") is cls, f"{kind} {name}"
+    built = roots.MODELS.build({"type": "genflow.SquaredError", "reduction": "mean"})
+    assert type(built) is LOSSES.get("SquaredError") and built.reduction == "mean"
+
+
+def test_a_name_is_unique_among_all_models():
+    before = {name: dict(registry.module_dict) for name, registry in KINDS.items()}
+    with pytest.raises(KeyError, match="SquaredError is already registered"):
+        LOSSES.register_module()(type("SquaredError", (Loss,), {}))
+    with pytest.raises(KeyError, match="TARFlow is already registered"):
+        BACKBONES.register_module()(type("TARFlow", (Backbone,), {}))
+    assert {name: dict(registry.module_dict) for name, registry in KINDS.items()} == before
+
+
+def test_registering_enters_the_kind_and_the_root():
+    @LOSSES.register_module()
+    class OnlyForThisTest(nn.Module):
+        pass
+
+    try:
+        assert LOSSES.get("OnlyForThisTest") is MODELS.get("OnlyForThisTest") is OnlyForThisTest
+        assert "OnlyForThisTest" not in BACKBONES.module_dict
+    finally:
+        del LOSSES._module_dict["OnlyForThisTest"], MODELS._module_dict["OnlyForThisTest"]
+
+
+def test_importing_genflow_is_light():
+    heavy = ["timm", "diffusers", "transformers", "fvcore", "cv2", "sklearn", "scipy", "matplotlib", "torchvision"]
+    code = f"import sys, genflow; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Layers
+
+
+def imports(path):
+    """Modules that a file of the package imports, anywhere in it; of genflow's, ``genflow.a.b`` and not names in b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                inner = PACKAGE.parent.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.with_suffix(".py").is_file() or inner.is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def sources(folder):
+    return [(path, imported) for path in sorted((PACKAGE / folder).glob("**/*.py")) for imported in imports(path)]
+
+
+def parts_of(module):
+    return module.split(".")[1:] if module.split(".")[0] == "genflow" else []
+
+
+def test_the_check_of_imports_sees_imports():
+    found = {imported for _, imported in sources("methods")}
+    assert {"genflow.flow_teachers.base", "genflow.generator", "torch", "mmengine.model"} <= found
+    assert {"flow_teachers", "losses", "backbones", "codecs", "guidance", "inverse_heads"} <= KIND_FOLDERS
+    assert "genflow.layers.transformer" in {imported for _, imported in sources("backbones")}
+
+
+@pytest.mark.parametrize("folder", sorted(KIND_FOLDERS))
+def test_a_kind_imports_only_contracts_of_other_kinds(folder):
+    for path, imported in sources(folder):
+        parts = parts_of(imported)
+        assert not parts or parts[0] not in UPPER, f"{path.name} imports {imported}"
+        if parts and parts[0] in KIND_FOLDERS - {folder}:
+            assert parts[1:] == ["base"], f"{path.name} imports {imported}"
+
+
+def test_data_and_layers_import_nothing_above_them():
+    for folder in ("data", "layers"):
+        for path, imported in sources(folder):
+            assert parts_of(imported)[:1] not in [[name] for name in UPPER], f"{path.name} imports {imported}"
+    for path, imported in sources("layers"):
+        assert parts_of(imported)[:1] in ([], ["layers"]), f"{path.name} imports {imported}"
+
+
+def test_methods_see_components_through_contracts_only():
+    for path, imported in sources("methods"):
+        parts = parts_of(imported)
+        if parts and parts[0] in KIND_FOLDERS:
+            assert parts[1:] == ["base"], f"{path.name} imports {imported}"
+        assert not parts or parts[0] not in UPPER - {"methods"}, f"{path.name} imports {imported}"
+
+
+def test_shared_modules_and_the_engine_name_no_component():
+    for path in [*PACKAGE.glob("*.py"), *(PACKAGE / "engine").glob("*.py"), *(PACKAGE / "analysis").glob("*.py")]:
+        for imported in imports(path):
+            parts = parts_of(imported)
+            if parts and parts[0] in KIND_FOLDERS and path.name != "__init__.py":
+                assert parts[1:] == ["base"], f"{path.name} imports {imported}"
+
+
+def test_nothing_in_the_package_imports_tools_or_tests():
+    for path, imported in sources("."):
+        assert imported.split(".")[0] not in ("tools", "tests"), f"{path.name} imports {imported}"
