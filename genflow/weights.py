@@ -15,6 +15,17 @@ from torch import Tensor
 
 from genflow.errors import UserError
 
+#: What a training checkpoint holds.
+_FIELDS = {
+    "step": int,
+    "format": int,
+    "seed": int,
+    "model": dict,
+    "optimizer": dict,
+    "schedulers": list,
+    "averages": dict,
+}
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it to disk and rename it into place."""
@@ -84,8 +95,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: refused: a checkpoint may hold tensors and plain values only") from None
     except Exception as error:  # a damaged file makes the unpickler fail anywhere
         raise UserError(f"{path}: not a complete checkpoint: {_line(error)}") from None
-    if not isinstance(state, dict) or "step" not in state:
-        raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no 'step'")
+    for name, kind in _FIELDS.items():
+        if not isinstance(state, dict) or not isinstance(state.get(name), kind):
+            raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no '{name}'")
     return state
 
 

@@ -22,7 +22,16 @@ from genflow.weights import (
 )
 
 STATE = {"layer.weight": torch.arange(12.0).view(3, 4), "count": torch.tensor(3), "half": torch.ones(2).bfloat16()}
-CHECKPOINT = {"step": 3, "model": STATE, "seed": 0, "schedulers": [{"last_step": 3, "base": [0.1]}], "none": None}
+CHECKPOINT = {
+    "step": 3,
+    "format": 1,
+    "seed": 0,
+    "model": STATE,
+    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95)}]},
+    "schedulers": [{"last_step": 3, "base": [0.1]}],
+    "averages": {},
+    "more": None,
+}
 
 
 class Payload:
@@ -57,6 +66,7 @@ def test_round_trips(tmp_path):
     assert same(read_weights(tmp_path / "deep" / "w.safetensors"), {**STATE, "strided": torch.ones(3, 4)})
     write_checkpoint(tmp_path / "c.pt", CHECKPOINT)
     again = read_checkpoint(tmp_path / "c.pt")
+    assert type(again["optimizer"]["param_groups"][0]["betas"]) is tuple
     assert same(again.pop("model"), STATE)
     assert again == {key: value for key, value in CHECKPOINT.items() if key != "model"}
     write_text(tmp_path / "t.txt", "ü\n")
@@ -97,6 +107,22 @@ def test_a_reader_never_sees_a_partial_file(tmp_path):
     assert seen == ["old", "old"] and path.read_text() == "new text"
     assert os.listdir(tmp_path) == ["file"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "new"),
+        lambda path: write_weights(path, STATE),
+        lambda path: write_checkpoint(path, CHECKPOINT),
+    ],
+)
+def test_every_file_is_replaced_and_never_written_over(tmp_path, write):
+    path, opened = tmp_path / "file", tmp_path / "opened"
+    path.write_text("old")
+    os.link(path, opened)  # as a process that is reading it holds it
+    write(path)
+    assert opened.read_text() == "old" and path.read_bytes() != b"old"
 
 
 def test_tied_tensors_are_written_under_each_name(tmp_path):
@@ -173,11 +199,21 @@ def test_weights_are_not_a_checkpoint_and_the_other_way_round(tmp_path):
         assert line == "not a training checkpoint of GenFlow: it has no 'step'"
 
 
+@pytest.mark.parametrize("name", sorted(CHECKPOINT.keys() - {"more"}))
+def test_a_checkpoint_has_all_its_parts(tmp_path, name):
+    path = tmp_path / "c.pt"
+    line = f"not a training checkpoint of GenFlow: it has no '{name}'"
+    write_checkpoint(path, {key: value for key, value in CHECKPOINT.items() if key != name})
+    assert refused(read_checkpoint, path) == line
+    write_checkpoint(path, {**CHECKPOINT, name: "text"})
+    assert refused(read_checkpoint, path) == line
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("place", ["alone", "inside"])
 def test_pickled_code_is_refused_and_does_not_run(tmp_path, form, place):
     marker, path = tmp_path / "marker", tmp_path / "c.pt"
-    state = Payload(marker) if place == "alone" else {"step": 1, "model": {"a": torch.ones(2), "b": Payload(marker)}}
+    state = Payload(marker) if place == "alone" else {**CHECKPOINT, "model": {**STATE, "code": Payload(marker)}}
     if form == "pickle":
         path.write_bytes(pickle.dumps(state))
     else:

@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         """Map (B, C, H, W) to ``{head: (B, C, H, W)}``; only the heads asked for are computed.
 
         Raises:
-            ValueError: a field of ``uses`` is missing from ``condition``.
+            ValueError: a field of ``uses`` is missing from ``condition``, or a head is unknown.
         """
         raise NotImplementedError
 
@@ -53,6 +53,8 @@ class GroupedBackbone(Backbone):
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
+        if tuple(heads) != ("main",):
+            raise ValueError(f"{type(self).__name__} has the head 'main' only, found {', '.join(heads)}")
         hidden = self.embed(x)
         for index in reversed(range(self.groups)):
             hidden = self.group(index, hidden, condition)

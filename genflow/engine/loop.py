@@ -132,6 +132,7 @@ class UpdateLoop(BaseLoop):
         values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
         self._check_finite(values)
         optimizer.step()
+        (model.module if is_model_wrapper(model) else model).after_update()
         return values
 
     def _check_finite(self, values: dict[str, float]) -> None:

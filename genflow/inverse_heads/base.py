@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
-from genflow.flow_teachers.base import Trajectory
+from genflow.flow_teachers.base import FlowTeacher, Trajectory
 from genflow.guidance.base import Guidance
 
 
@@ -28,6 +28,13 @@ class InverseHead(nn.Module):
 
     kind = "inverse head"
     backbone: Backbone
+
+    def check_teacher(self, teacher: FlowTeacher) -> None:
+        """Check that this head can be supervised by ``teacher``'s trajectories.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     def forward(self, z: Tensor, condition: Condition, guidance: Guidance | None = None) -> InverseOutput:
         """Run the reverse model from noise z (B, C, H, W); ``guidance`` recovers unguided quantities."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
-from genflow.flow_teachers.base import Trajectory
+from genflow.flow_teachers.base import FlowTeacher, Trajectory
 from genflow.guidance.base import Guidance
 from genflow.inverse_heads.base import InverseHead, InverseOutput
 from genflow.layers.patches import unpatchify
@@ -20,9 +20,9 @@ class TrajectoryNorm(nn.Module):
 
     Args:
         states: number of states to normalise.
-        per: ``state``: one running scalar per state, frozen after ``warmup`` batches, so that the target
+        per: ``state``: one running scalar per state, frozen after ``warmup`` updates, so that the target
             carries the relative size of samples; ``sample``: each sample by its own.
-        warmup: batches over which the running mean square is averaged.
+        warmup: updates over which the running mean square is averaged; the first still divides by 1.
     """
 
     def __init__(self, states: int, per: Literal["state", "sample"], warmup: int):
@@ -30,20 +30,31 @@ class TrajectoryNorm(nn.Module):
         self.per = per
         self.warmup = warmup
         self.register_buffer("mean_square", torch.ones(states))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.seen: list[Tensor] = []
 
     def forward(self, states: list[Tensor]) -> list[Tensor]:
-        """Normalise (B, C, H, W) states; in training mode the running scalars learn from them."""
+        """Normalise (B, C, H, W) states; in training mode :meth:`after_update` learns from them."""
         if self.per == "sample":
             return [state / state.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() for state in states]
-        if self.training and self.batches < self.warmup:
-            square = torch.stack([state.square().mean() for state in states])
-            if torch.distributed.is_initialized():
-                torch.distributed.all_reduce(square)
-                square /= torch.distributed.get_world_size()
-            self.batches += 1
-            self.mean_square.lerp_(square.to(self.mean_square.dtype), 1.0 / self.batches.item())
+        if self.training:
+            squares = torch.stack([state.detach().flatten(1).square().mean(dim=1) for state in states])
+            self.seen.append(squares.to(self.mean_square.dtype))
         return [state / scale for state, scale in zip(states, self.mean_square.sqrt(), strict=True)]
+
+    def after_update(self) -> None:
+        """Learn once per update, from all its micro-batches and processes."""
+        if not self.seen:
+            return
+        square = torch.cat(self.seen, dim=1).mean(dim=1)
+        self.seen.clear()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(square)
+            square /= torch.distributed.get_world_size()
+        # Without a branch on the counter, a GPU is not made to wait for it.
+        learning = self.updates < self.warmup
+        self.updates += learning
+        self.mean_square.lerp_(square, learning.to(square.dtype) / self.updates.clamp(min=1))
 
 
 @INVERSE_HEADS.register_module()
@@ -64,7 +75,7 @@ class HiddenAlignment(InverseHead):
         loss: distance between projected hidden states and (normalised) trajectory states.
         projection: ``linear`` or ``mlp`` (two layers), from the width to a token's features.
         trajectory_norm: normalisation of the targets, see :class:`TrajectoryNorm`; ``none`` for none.
-        norm_warmup: batches that the running scalars of ``state`` learn from.
+        norm_warmup: updates that the running scalars of ``state`` learn from.
     """
 
     def __init__(
@@ -109,6 +120,10 @@ class HiddenAlignment(InverseHead):
             sample = guidance.recover(sample, null_sample, condition.guidance, dropped)
         return InverseOutput(sample, hidden)
 
+    def check_teacher(self, teacher: FlowTeacher) -> None:
+        if teacher.blocks != self.backbone.groups:
+            raise ValueError(f"the backbone has {self.backbone.groups} groups, the teacher {teacher.blocks} blocks")
+
     def project(self, hidden: list[Tensor]) -> list[Tensor]:
         """(B, T, W) hidden states to (B, C, H, W) through the projection of each group."""
         backbone = self.backbone
@@ -118,14 +133,8 @@ class HiddenAlignment(InverseHead):
         ]
 
     def supervise(self, hidden: list[Tensor], trajectory: Trajectory) -> dict[str, Tensor]:
-        """One term per group: ``align_0`` .. ``align_{groups - 1}``, each (B,).
-
-        Raises:
-            ValueError: the trajectory has another number of blocks than the backbone has groups.
-        """
+        """One term per group: ``align_0`` .. ``align_{groups - 1}``, each (B,)."""
         targets = trajectory.states[:-1]
-        if len(targets) != len(hidden):
-            raise ValueError(f"the backbone has {len(hidden)} groups, the flow {len(targets)} blocks")
         if self.trajectory_norm is not None:
             targets = self.trajectory_norm(targets)
         pairs = zip(self.project(hidden), targets, strict=True)

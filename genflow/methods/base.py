@@ -56,6 +56,15 @@ class Method(BaseModel):
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
+    def after_update(self) -> None:
+        """What changes once per update besides the weights; the loop calls it after the optimizer's step.
+
+        Modules that keep running statistics have a method of the same name.
+        """
+        for module in self.modules():
+            if module is not self and hasattr(module, "after_update"):
+                module.after_update()
+
     def forward(
         self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss", **extra: Any
     ) -> dict[str, Tensor]:

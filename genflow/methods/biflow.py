@@ -32,7 +32,7 @@ class BiFlow(Method):
         default_guidance: scale used for sampling when none is asked for.
 
     Raises:
-        ValueError: teacher and reverse model disagree on the shape of data or the number of classes.
+        ValueError: teacher, reverse model and codec do not fit each other, or a default scale without guidance.
     """
 
     frozen = ("teacher", "codec")
@@ -54,6 +54,11 @@ class BiFlow(Method):
             theirs, ours = getattr(teacher, what), getattr(backbone, what)
             if theirs != ours:
                 raise ValueError(f"teacher and backbone differ in {what}: {theirs} and {ours}")
+        if codec.latent_shape != teacher.image_shape:
+            raise ValueError(f"the codec's latents are {codec.latent_shape}, the teacher takes {teacher.image_shape}")
+        if guidance is None and default_guidance:
+            raise ValueError(f"default_guidance is {default_guidance} without guidance in training")
+        inverse.check_teacher(teacher)
         self.teacher = teacher
         self.inverse = inverse
         self.codec = codec
@@ -77,9 +82,13 @@ class BiFlow(Method):
         terms = self.inverse.supervise(output.hidden, trajectory)
         terms["reconstruction"] = self.reconstruction(output.sample, clean)
         means = {name: value.mean() for name, value in terms.items()}
+        root_mean_squares = {
+            f"state_rms_{index}": state.square().mean().sqrt() for index, state in enumerate(trajectory.states)
+        }
         return {
             "loss": torch.stack(list(means.values())).sum(),
             **{name: value.detach() for name, value in means.items()},
             "mean_squared_error": (output.sample.detach().float() - clean).square().mean(),
-            "latent_square": trajectory.latent.square().mean(),
+            "saturation": trajectory.saturation,
+            **root_mean_squares,
         }

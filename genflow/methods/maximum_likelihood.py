@@ -22,6 +22,9 @@ class MaximumLikelihood(Method):
         label_drop: share of samples that lose their label.
         guidance: default scale of the exact inverse when sampling.
         denoise: whether sampling ends with one score step that removes the noise.
+
+    Raises:
+        ValueError: flow and codec do not fit each other.
     """
 
     frozen = ("codec",)
@@ -37,12 +40,21 @@ class MaximumLikelihood(Method):
         denoise: bool = True,
     ):
         super().__init__()
+        if codec.latent_shape != flow.image_shape:
+            raise ValueError(f"the codec's latents are {codec.latent_shape}, the flow takes {flow.image_shape}")
         self.flow = flow
         self.codec = codec
         self.noise_std = noise_std
         self.label_drop = label_drop
+        self.latents: list[Tensor] = []
         self.generator = FlowGenerator(flow, codec, noise_std if denoise else 0.0, guidance)
         self.freeze()
+
+    def after_update(self) -> None:
+        """Show the flow's prior the latents of the whole update."""
+        super().after_update()
+        self.flow.update_prior(torch.cat(self.latents))
+        self.latents.clear()
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
@@ -50,7 +62,7 @@ class MaximumLikelihood(Method):
         dropped = torch.where(draws.uniform("label drop") < self.label_drop, self.flow.num_classes, labels)
         trajectory = self.flow(noisy, dropped)
         if self.training:
-            self.flow.update_prior(trajectory.latent)
+            self.latents.append(trajectory.latent.detach())
         prior = 0.5 * trajectory.latent.square().mean()
         log_det = trajectory.log_det.mean()
         return {

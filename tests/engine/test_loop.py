@@ -16,6 +16,10 @@ class Linear(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(4))
+        self.updates = 0
+
+    def after_update(self):
+        self.updates += 1
 
     def forward(self, images, labels, draws, mode):
         noisy = images + draws.normal("noise", (4,))
@@ -57,6 +61,7 @@ def test_micro_batches_change_nothing(micro_batches):
     whole, parts = make_loop(), make_loop(micro_batches)
     expected, found = whole.update(make_batch()), parts.update(make_batch())
     assert found == pytest.approx(expected, rel=1e-6)
+    assert parts.runner.model.updates == 1
     assert torch.allclose(parts.runner.model.weight, whole.runner.model.weight, rtol=1e-6)
 
 

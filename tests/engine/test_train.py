@@ -101,5 +101,6 @@ def test_codec_without_weights_is_told_before_training(tmp_path):
         run_tiny(
             tmp_path / "run",
             model__codec={"type": "SDVAE", "image_size": 64},
+            model__flow__channels=4,
         )
     assert not (tmp_path / "run").exists()

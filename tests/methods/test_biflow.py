@@ -75,6 +75,7 @@ def train(method, steps, lr=1e-2, fixed=False, precision=None):
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
+        method.after_update()
     return optimizer, terms
 
 
@@ -101,7 +102,7 @@ def test_trained_parameters_and_state_are_those_of_the_reverse_model():
     method = make_method()
     names = {f"inverse.{name}" for name, _ in method.inverse.named_parameters()}
     assert set(method.trained_parameters()) == names
-    buffers = {"inverse.trajectory_norm.mean_square", "inverse.trajectory_norm.batches"}
+    buffers = {"inverse.trajectory_norm.mean_square", "inverse.trajectory_norm.updates"}
     assert set(method.trained_state()) == names | buffers
     other = make_method()
     train(method, 1)
@@ -206,7 +207,8 @@ def test_loss_is_the_sum_of_its_terms_on_clean_data():
     images, labels, draws = make_batch()
     terms = method(images, labels, draws)
     named = [f"align_{index}" for index in range(BLOCKS)] + ["reconstruction"]
-    assert set(terms) == {"loss", "mean_squared_error", "latent_square", *named}
+    sizes = [f"state_rms_{index}" for index in range(BLOCKS + 1)]
+    assert set(terms) == {"loss", "mean_squared_error", "saturation", *sizes, *named}
     assert terms["loss"].item() == pytest.approx(sum(terms[name].item() for name in named), rel=1e-6)
     assert all(value.dim() == 0 and value.requires_grad == (name == "loss") for name, value in terms.items())
     output = method.inverse(seen["z"], seen["condition"], method.guidance)
@@ -219,7 +221,6 @@ def test_loss_is_the_sum_of_its_terms_on_clean_data():
 
 @pytest.mark.parametrize("trajectory_norm", ["none", "sample", "state"])
 def test_loss_and_gradient_do_not_depend_on_micro_batches(trajectory_norm):
-    """Of the running norm, once it is frozen."""
     method = make_method(trajectory_norm=trajectory_norm)
     train(method, 3)
     method.double().eval()
@@ -299,9 +300,14 @@ def test_components_that_do_not_fit_are_refused():
     small = TARFlow(2, CHANNELS, 1, 16, BLOCKS, 1, CLASSES, head_width=8)
     with pytest.raises(ValueError, match="differ in image_shape"):
         BiFlow(small, head, AffineCodec(), SquaredError(), NOISE_STD)
-    method = BiFlow(make_teacher(blocks=3), head, AffineCodec(), SquaredError(), NOISE_STD)
-    with pytest.raises(ValueError, match="2 groups, the flow 3 blocks"):
-        method(*make_batch())
+    with pytest.raises(ValueError, match="2 groups, the teacher 3 blocks"):
+        BiFlow(make_teacher(blocks=3), head, AffineCodec(), SquaredError(), NOISE_STD)
+    codec = AffineCodec()
+    codec.latent_shape = (CHANNELS, 2 * SIZE, 2 * SIZE)
+    with pytest.raises(ValueError, match="codec's latents"):
+        BiFlow(make_teacher(), head, codec, SquaredError(), NOISE_STD)
+    with pytest.raises(ValueError, match=r"default_guidance is 1\.0 without guidance"):
+        BiFlow(make_teacher(), head, AffineCodec(), SquaredError(), NOISE_STD, default_guidance=1.0)
 
 
 def test_overfits_eight_samples_of_fixed_noise():

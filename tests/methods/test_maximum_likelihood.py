@@ -166,6 +166,8 @@ def test_shift_only_flow_tracks_its_prior_in_training_only():
     assert terms["log_det"] == 0 and terms["loss"] == terms["prior"]
     assert method.flow.prior_variance.eq(1).all()
     method.train()(images, labels, Draws(0, torch.arange(64)))
+    assert method.flow.prior_variance.eq(1).all()
+    method.after_update()
     assert (method.flow.prior_variance - 1).abs().min() > 0.01
     assert "flow.prior_variance" in method.trained_state()
 
