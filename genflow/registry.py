@@ -5,6 +5,9 @@ registered with ``@BACKBONES.register_module()`` and the like. Other mmengine pr
 ``genflow.Name``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mmengine import registry as mm
 
 MODELS = mm.Registry("model", parent=mm.MODELS, scope="genflow")
@@ -43,6 +46,12 @@ class KindRegistry(mm.Registry):
     def _register_module(self, module, module_name=None, force=False):
         self.parent._register_module(module=module, module_name=module_name, force=force)
         super()._register_module(module=module, module_name=module_name, force=force)
+
+    @contextmanager
+    def switch_scope_and_registry(self, scope: str | None) -> Iterator[mm.Registry]:
+        """Build from the kind itself; mmengine would look in its default scope, which every run sets."""
+        del scope
+        yield self
 
     def components(self) -> dict[str, type]:
         """Every name that a recipe may give for this kind, with its class."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mmengine
 import pytest
+import torch
 from torch import nn
 
 import genflow
@@ -89,6 +90,15 @@ def test_other_mmengine_projects_reach_components_through_the_roots():
             assert root.get(f"genflow.{name}") is cls, f"{kind} {name}"
     built = roots.MODELS.build({"type": "genflow.SquaredError", "reduction": "mean"})
     assert type(built) is LOSSES.get("SquaredError") and built.reduction == "mean"
+
+
+def test_kinds_build_whatever_mmengines_default_scope_is():
+    with mmengine.registry.DefaultScope.overwrite_default_scope("mmengine"):  # as after a run
+        assert LOSSES.build({"type": "SquaredError", "reduction": "mean"}).reduction == "mean"
+        parameters = [nn.Parameter(torch.zeros(1))]
+        assert type(KINDS["optimizer"].build({"type": "SGD", "params": parameters})) is torch.optim.SGD
+        with pytest.raises(KeyError, match="NoSuchLoss is not in the genflow::loss registry"):
+            LOSSES.build({"type": "NoSuchLoss"})
 
 
 def test_a_name_is_unique_among_all_models():

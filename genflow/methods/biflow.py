@@ -82,13 +82,12 @@ class BiFlow(Method):
         terms = self.inverse.supervise(output.hidden, trajectory)
         terms["reconstruction"] = self.reconstruction(output.sample, clean)
         means = {name: value.mean() for name, value in terms.items()}
-        root_mean_squares = {
-            f"state_rms_{index}": state.square().mean().sqrt() for index, state in enumerate(trajectory.states)
-        }
+        # Squares, not their roots: a mean over parts of a batch is then that of the whole.
+        squares = {f"state_square_{index}": state.square().mean() for index, state in enumerate(trajectory.states)}
         return {
             "loss": torch.stack(list(means.values())).sum(),
             **{name: value.detach() for name, value in means.items()},
             "mean_squared_error": (output.sample.detach().float() - clean).square().mean(),
             "saturation": trajectory.saturation,
-            **root_mean_squares,
+            **squares,
         }

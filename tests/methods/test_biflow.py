@@ -207,7 +207,7 @@ def test_loss_is_the_sum_of_its_terms_on_clean_data():
     images, labels, draws = make_batch()
     terms = method(images, labels, draws)
     named = [f"align_{index}" for index in range(BLOCKS)] + ["reconstruction"]
-    sizes = [f"state_rms_{index}" for index in range(BLOCKS + 1)]
+    sizes = [f"state_square_{index}" for index in range(BLOCKS + 1)]
     assert set(terms) == {"loss", "mean_squared_error", "saturation", *sizes, *named}
     assert terms["loss"].item() == pytest.approx(sum(terms[name].item() for name in named), rel=1e-6)
     assert all(value.dim() == 0 and value.requires_grad == (name == "loss") for name, value in terms.items())

@@ -147,8 +147,7 @@ def test_the_other_tools_that_read_recipes_refuse_them_too(refused, tiny, tool):
 
 
 def test_a_prerequisite_that_does_not_exist(refused):
-    text = (RECIPES / "biflow_digits.yaml").read_text().replace("_base_: _base_/digits.yaml\n", "")
-    Path("student.yaml").write_text(text)
+    Path("student.yaml").write_text("prerequisites: {teacher: itarflow_digits.yaml}\nmodel: {type: BiFlow}\n")
     Path("itarflow_digit.yaml").write_text("seed: 1")
     assert refused("train", "student.yaml") == (
         "error: student.yaml: prerequisites.teacher: recipe 'itarflow_digits.yaml' does not exist; "
