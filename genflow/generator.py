@@ -7,6 +7,7 @@ from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
+from genflow.errors import UserError
 from genflow.flow_teachers.base import FlowTeacher
 
 
@@ -69,6 +70,9 @@ class Generator(nn.Module):
 
         Returns:
             (B, C, H, W) images in [-1, 1], or undecoded samples.
+
+        Raises:
+            UserError: a sample is not finite.
         """
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
         noise = Draws(seed, positions).normal("sampling noise", self.noise_shape)
@@ -77,6 +81,9 @@ class Generator(nn.Module):
             labels=labels, guidance=torch.full((len(labels),), float(scale), device=labels.device)
         )
         samples = self(noise, condition)
+        if not samples.isfinite().all():  # clipping would hide infinite ones
+            last = first_index + len(labels) - 1
+            raise UserError(f"the generator returned samples that are not finite among images {first_index} to {last}")
         return self.codec.decode(samples).clamp(-1, 1) if decode else samples
 
 

@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 from genflow.data.base import Dataset
 from genflow.evaluation.base import Evaluator
 from genflow.methods.base import Method
-from genflow.slots import Range
-
-Positive = Annotated[int, Range(low=1)]
-NotNegative = Annotated[int, Range(low=0)]
+from genflow.slots import NotNegative, Positive, Range
 
 
 class OptimizerSlot:

@@ -80,6 +80,12 @@ class Range:
         return f"of at least {self.low}" if self.high == math.inf else f"from {self.low} to {self.high}"
 
 
+Positive = Annotated[int, Range(low=1)]
+NotNegative = Annotated[int, Range(low=0)]
+Share = Annotated[float, Range(low=0, high=1)]
+Size = Annotated[float, Range(low=0)]
+
+
 class Mismatch(UserError):
     """A value that does not fit; ``path`` is its place in the recipe."""
 

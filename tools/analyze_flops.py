@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from genflow.cli import Parser, console, run_tool
+from genflow.cli import Parser, console, progress_bar, run_tool
 
 
 def main() -> None:
@@ -25,10 +23,10 @@ def main() -> None:
     from genflow.analysis.description import analyze_recipe
     from genflow.weights import write_text
 
-    analyses = [
-        analyze_recipe(path, arguments.cfg_options)
-        for path in track(arguments.recipes, "counting", transient=True, console=Console(stderr=True))
-    ]
+    analyses = []
+    with progress_bar("counting") as bar:
+        for path in bar.track(arguments.recipes):
+            analyses.append(analyze_recipe(path, arguments.cfg_options))
     console().print(_table(analyses))
     if arguments.by_component:
         for analysis in analyses:

@@ -1,6 +1,6 @@
 """Evaluate a finished run."""
 
-from genflow.cli import Parser, console, default_device, existing, progress_bar, run_tool
+from genflow.cli import Parser, console, default_device, device, existing, progress_bar, run_tool
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")
-    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--device", type=device, default=default_device())
     arguments = parser.parse_args()
 
     from genflow.engine.artifacts import open_run

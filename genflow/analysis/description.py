@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from genflow.analysis.flops import GeneratorCost, count_generator, count_macs
+from genflow.errors import UserError
 from genflow.flow_teachers.base import FlowTeacher
 from genflow.graph import ComponentGraph
 from genflow.recipe import load_recipe
@@ -130,5 +131,8 @@ def analyze_recipe(path: str, overrides: list[str] | None = None) -> dict[str, A
     cost = count_recipe(graph)
     published = graph.settings().published
     ours = {"params_m": cost.generator_params / 1e6, "gflops": cost.generator_macs / 1e9}
+    for name in ours.keys() & published.keys():
+        if not isinstance(published[name], (int, float)) or published[name] <= 0:
+            raise UserError(f"{path}: published.{name}: found {published[name]!r}, expected a number above 0")
     ratios = {name: value / published[name] for name, value in ours.items() if name in published}
     return {"recipe": Path(path).stem, **asdict(cost), "published": published, "ratio_to_published": ratios}

@@ -10,6 +10,7 @@ from genflow.layers.embeddings import ClassEmbedding, axial_rotation, sinusoidal
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import TransformerLayer, build_norm
 from genflow.registry import BACKBONES
+from genflow.slots import NotNegative, Positive
 
 _GUIDANCE_FEATURES = 256
 
@@ -86,17 +87,17 @@ class GroupedTransformer(GroupedBackbone):
 
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        patch_size: int,
-        width: int,
-        heads: int,
-        groups: int,
-        layers: int,
-        denoise_layers: int = 2,
-        num_classes: int = 1000,
-        class_tokens: int = 8,
-        guidance_tokens: int = 4,
+        image_size: Positive,
+        channels: Positive,
+        patch_size: Positive,
+        width: Positive,
+        heads: Positive,
+        groups: Positive,
+        layers: Positive,
+        denoise_layers: NotNegative = 2,
+        num_classes: Positive = 1000,
+        class_tokens: NotNegative = 8,
+        guidance_tokens: NotNegative = 4,
     ):
         super().__init__()
         side = grid_side(image_size, patch_size)

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from genflow.codecs.base import Codec
 from genflow.registry import CODECS
+from genflow.slots import Positive
 
 
 @CODECS.register_module()
@@ -17,7 +18,7 @@ class Identity(Codec):
 
     decoder_modules: tuple[nn.Module, ...] = ()
 
-    def __init__(self, image_size: int, channels: int = 3):
+    def __init__(self, image_size: Positive, channels: Positive = 3):
         super().__init__()
         self.latent_shape = (channels, image_size, image_size)
 

@@ -30,9 +30,16 @@ def write_recipe(run_dir: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def write_metrics(run_dir: Path, update: Mapping[str, Any]) -> None:
-    """Merge ``update`` into metrics.json."""
+    """Merge ``update`` into metrics.json.
+
+    Raises:
+        UserError: the file is there, but not what this function writes.
+    """
     path = run_dir / METRICS_FILE
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; repair or remove it") from None
     write_text(path, json.dumps({**metrics, **update}, indent=2) + "\n")
 
 
@@ -83,7 +90,9 @@ def load_generator(
     path = weights_file(run_dir, average)
     if average is not None and not path.is_file():
         names = [file.stem.removeprefix("generator-") for file in run_dir.glob("generator-*.safetensors")]
-        raise UserError(f"{run_dir}: no average '{average}' (there is: {', '.join(names) or 'none'}){nearest(average, names)}")
+        raise UserError(
+            f"{run_dir}: no average '{average}' (there is: {', '.join(names) or 'none'}){nearest(average, names)}"
+        )
     state = read_weights(path)
     generator = graph.build().generator
     try:

@@ -51,6 +51,11 @@ def _export_slurm() -> None:
         os.environ["MASTER_ADDR"] = f"{first}{first_number}" if rest else nodes.split(",")[0]
 
 
+def training_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def rank_and_size() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) without a group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -7,8 +7,8 @@ import torch
 from mmengine.hooks import Hook, LoggerHook
 
 from genflow.engine.averages import swapped
+from genflow.engine.checkpoint import find_checkpoints
 from genflow.engine.distributed import is_main
-from genflow.engine.runner import find_checkpoints
 from genflow.images import save_grid
 from genflow.sections import CheckpointSection, SamplesSection
 from genflow.weights import write_text
@@ -33,17 +33,14 @@ class ScalarsHook(Hook):
         # Updates after the resumed one, and a line that a kill cut short, will be done again.
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= runner.iter]
         write_text(path, "".join(f"{line}\n" for line in kept))
-        self.file = open(path, "a", encoding="utf-8", buffering=1)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if is_main():
             # Schedules step at a lower priority, so this is the rate that the update used.
             rate = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
-            self.file.write(json.dumps({"step": batch_idx + 1, **outputs, "lr": rate}) + "\n")
-
-    def after_train(self, runner) -> None:
-        if is_main():
-            self.file.close()
+            line = json.dumps({"step": batch_idx + 1, **outputs, "lr": rate})
+            with (Path(runner.work_dir) / "scalars.jsonl").open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
 
 def _complete_lines(path: Path) -> list[str]:
@@ -65,7 +62,7 @@ class AverageHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         weights = runner.method.trained_parameters()
         images = (batch_idx + 1) * runner.batch_size
-        for average in runner.averages.values():
+        for average in runner.state.averages.values():
             average.update(weights, images, runner.batch_size)
 
 

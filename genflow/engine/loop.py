@@ -1,6 +1,7 @@
 """The training loop: one optimizer update after another, counted in updates."""
 
 import contextlib
+import itertools
 import random
 from typing import Any
 
@@ -116,7 +117,9 @@ class UpdateLoop(BaseLoop):
         edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
+            if start == end:
+                continue
             part = {name: value[start:end] for name, value in batch.items()}
             share = (end - start) / count
             last = end == count

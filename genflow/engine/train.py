@@ -9,9 +9,16 @@ from typing import Any
 import torch
 
 from genflow.engine import artifacts
-from genflow.engine.averages import swapped
-from genflow.engine.distributed import Launcher, barrier, is_main, rank_and_size, start_process_group
-from genflow.engine.loop import AutocastOptimWrapper
+from genflow.engine.averages import WeightAverage, swapped
+from genflow.engine.checkpoint import TrainingState, find_checkpoints
+from genflow.engine.distributed import (
+    Launcher,
+    barrier,
+    is_main,
+    rank_and_size,
+    start_process_group,
+    training_device,
+)
 from genflow.errors import UserError
 from genflow.graph import ComponentGraph
 from genflow.methods.base import Method
@@ -60,11 +67,12 @@ def train(
 
 def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOptions) -> Path:
     graph = ComponentGraph.from_recipe(recipe, source)
-    settings = graph.settings()
     for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if graph.recipe.arguments.get(name) is None:
             raise UserError(f"{source}: {name}: missing, training needs it")
     data = graph.section("train_dataloader")
+    # All that can be wrong is told before a prerequisite trains for hours.
+    cost = _check_model(graph, data.dataset)
     checkpoint = _find_resume(work_dir, options.resume)
     runs = _train_prerequisites(recipe, graph, source, work_dir, options)
 
@@ -75,16 +83,39 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
             raise UserError(f"{source}: prerequisites.{name}: {error}") from None
 
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(graph.settings().seed)
         try:
             method: Method = graph.build(load_prerequisite)
         except UserError:
             raise
         except ValueError as error:
             raise UserError(f"{source}: a prerequisite's weights do not fit its recipe: {error}") from None
-    if not method.generator.codec.can_decode:
-        raise UserError(f"{source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
-    return _run(graph, method, data, work_dir, checkpoint, recipe, options)
+    return _run(graph, method, data, work_dir, checkpoint, recipe, options, cost)
+
+
+def _check_model(graph: ComponentGraph, dataset: Any) -> Any:
+    """Build the model on the meta device, see that it fits the data, and count its cost.
+
+    Raises:
+        UserError: it does not fit, or cannot decode what it generates.
+    """
+    from genflow.analysis.description import build_on_meta
+    from genflow.analysis.flops import count_generator
+
+    generator = build_on_meta(graph).generator
+    if dataset.image_shape != generator.codec.latent_shape:
+        raise UserError(
+            f"{graph.source}: train_dataloader.dataset: its images are {dataset.image_shape}, "
+            f"the model takes {generator.codec.latent_shape}"
+        )
+    if generator.num_classes not in (0, dataset.num_classes):
+        raise UserError(
+            f"{graph.source}: train_dataloader.dataset: it has {dataset.num_classes} classes, "
+            f"the model {generator.num_classes}"
+        )
+    if not generator.codec.can_decode:
+        raise UserError(f"{graph.source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
+    return count_generator(generator)
 
 
 def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
@@ -93,10 +124,8 @@ def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
     Raises:
         UserError: the folder holds a run and nobody said to resume it.
     """
-    from genflow.engine.runner import find_checkpoints
-
     if resume not in (None, AUTO):
-        read_checkpoint(Path(resume))
+        read_checkpoint(Path(resume))  # a damaged file is told before anything else happens
         return Path(resume)
     found = find_checkpoints(work_dir)
     if resume is None and (found or (work_dir / artifacts.WEIGHTS_FILE).exists()):
@@ -129,27 +158,31 @@ def _run(
     checkpoint: Path | None,
     recipe: dict[str, Any],
     options: TrainOptions,
+    cost: Any,
 ) -> Path:
     # mmengine's runner loads slowly and imports OpenCV; a mistake in a recipe is told before that.
-    from genflow.analysis.description import count_recipe, summarize
+    from genflow.analysis.description import summarize
     from genflow.data.stream import build_loader
     from genflow.engine import hooks
-    from genflow.engine.loop import TrainingDiverged
-    from genflow.engine.runner import Runner, read_resumable
+    from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged
+    from genflow.engine.runner import Runner
 
     settings = graph.settings()
     optim = graph.section("optim_wrapper")
-    parameters = list(method.trained_parameters().values())
-    optimizer = AutocastOptimWrapper(optim.optimizer(parameters), optim.precision, optim.clip_grad_norm)
+    method = method.to(training_device())
+    parameters = method.trained_parameters()
+    optimizer = AutocastOptimWrapper(optim.optimizer(list(parameters.values())), optim.precision, optim.clip_grad_norm)
     schedulers = []
     for scheduler in graph.section("param_scheduler") or []:
         scheduler.fill("total_iters", settings.train_cfg.max_iters)
+        scheduler.fill("by_epoch", False)
         schedulers.append(scheduler(optimizer.optimizer))
-    state = None
+    averages = {name: WeightAverage(parameters, rule) for name, rule in settings.ema.items()}
+    state = TrainingState(settings.seed, method, optimizer.optimizer, schedulers, averages)
     if checkpoint is not None:
-        state = read_resumable(checkpoint, method, settings, len(schedulers))
+        state.restore(checkpoint)
+    start = state.step
     rank, size = rank_and_size()
-    start = 0 if state is None else state["step"]
     loader = build_loader(
         data.dataset,
         data.batch_size,
@@ -159,7 +192,6 @@ def _run(
         world_size=size,
         num_workers=data.num_workers,
     )
-    cost = count_recipe(graph)
     if is_main():
         artifacts.write_recipe(work_dir, recipe)
     default_hooks = {
@@ -175,17 +207,7 @@ def _run(
         *(graph.section("custom_hooks") or []),
     ]
     runner = Runner(
-        method,
-        work_dir,
-        loader,
-        optimizer,
-        schedulers,
-        settings,
-        data.batch_size,
-        (default_hooks, custom),
-        options.launcher,
-        str(work_dir.absolute()),
-        state,
+        state, work_dir, loader, settings, data.batch_size, optimizer, (default_hooks, custom), options.launcher
     )
     began = time.perf_counter()
     try:
@@ -207,7 +229,7 @@ def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, 
 
     method, weights = runner.method.eval(), runner.method.trained_parameters()
     exported = runner.exported_average
-    for name, average in runner.averages.items():
+    for name, average in runner.state.averages.items():
         if average is not exported:
             with swapped(weights, average):
                 artifacts.write_generator(work_dir, method.generator, name)

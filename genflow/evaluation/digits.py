@@ -15,6 +15,7 @@ from genflow.evaluation.base import Evaluator
 from genflow.evaluation.metrics import frechet_distance, precision_recall
 from genflow.generator import Generator
 from genflow.registry import EVALUATORS
+from genflow.slots import Positive
 
 
 @EVALUATORS.register_module()
@@ -30,7 +31,7 @@ class DigitsEvaluator(Evaluator):
         batch_size: images generated at a time; does not change the figures.
     """
 
-    def __init__(self, per_class: int = 100, batch_size: int = 250):
+    def __init__(self, per_class: Positive = 100, batch_size: Positive = 250):
         self.num_samples = Digits.num_classes * per_class
         self.batch_size = batch_size
 

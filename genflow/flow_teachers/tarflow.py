@@ -1,7 +1,7 @@
 """TARFlow (arXiv 2412.06329) and the improved flow that teaches BiFlow (arXiv 2512.10953)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from genflow.flow_teachers.flow_block import FlowBlock, FlowStyle, GuidedInverse
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import Feedforward, Norm
 from genflow.registry import FLOW_TEACHERS
+from genflow.slots import NotNegative, Positive, Range
 
 
 @FLOW_TEACHERS.register_module()
@@ -43,21 +44,21 @@ class TARFlow(FlowTeacher):
 
     def __init__(
         self,
-        image_size: int,
-        channels: int,
-        patch_size: int,
-        width: int,
-        blocks: int,
-        layers: int | list[int],
-        num_classes: int = 0,
-        head_width: int = 64,
+        image_size: Positive,
+        channels: Positive,
+        patch_size: Positive,
+        width: Positive,
+        blocks: Positive,
+        layers: Positive | list[Positive],
+        num_classes: NotNegative = 0,
+        head_width: Positive = 64,
         scaled: bool = True,
         norm: Norm = "layer",
         feedforward: Feedforward = "gelu",
         qk_norm: bool = False,
         positions: Literal["learned", "rotary"] = "learned",
-        prefix_tokens: int = 0,
-        bound: float | None = None,
+        prefix_tokens: NotNegative = 0,
+        bound: Annotated[float, Range(above=0)] | None = None,
     ):
         super().__init__()
         depths = [layers] * blocks if isinstance(layers, int) else list(layers)

@@ -8,6 +8,7 @@ from torch import Tensor
 from genflow.draws import Draws
 from genflow.guidance.base import Guidance
 from genflow.registry import GUIDANCE
+from genflow.slots import Share, Size
 
 
 @GUIDANCE.register_module()
@@ -23,7 +24,7 @@ class TrainingTimeCFG(Guidance):
         label_drop: share of samples that lose their label.
     """
 
-    def __init__(self, max_scale: float = 7.0, plain_share: float = 0.1, label_drop: float = 0.1):
+    def __init__(self, max_scale: Size = 7.0, plain_share: Share = 0.1, label_drop: Share = 0.1):
         super().__init__()
         self.max_scale = max_scale
         self.plain_share = plain_share

@@ -13,6 +13,7 @@ from genflow.inverse_heads.base import InverseHead
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
 from genflow.registry import METHODS
+from genflow.slots import Size
 
 
 @METHODS.register_module()
@@ -44,7 +45,7 @@ class BiFlow(Method):
         inverse: InverseHead,
         codec: Codec,
         reconstruction: Loss,
-        noise_std: float,
+        noise_std: Size,
         guidance: Guidance | None = None,
         default_guidance: float = 0.0,
     ):

@@ -9,6 +9,7 @@ from genflow.flow_teachers.base import FlowTeacher
 from genflow.generator import FlowGenerator
 from genflow.methods.base import Method
 from genflow.registry import METHODS
+from genflow.slots import Share, Size
 
 
 @METHODS.register_module()
@@ -34,8 +35,8 @@ class MaximumLikelihood(Method):
         self,
         flow: FlowTeacher,
         codec: Codec,
-        noise_std: float,
-        label_drop: float = 0.1,
+        noise_std: Size,
+        label_drop: Share = 0.1,
         guidance: float = 0.0,
         denoise: bool = True,
     ):

@@ -83,7 +83,8 @@ def test_launcher_without_its_environment_is_one_line(tmp_path):
 def test_batch_must_be_shared_out_equally(tmp_path):
     recipe = ROOT / "recipes" / "itarflow_digits.yaml"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "tools" / "train.py"), str(recipe), "--launcher", "pytorch", "--work-dir", str(tmp_path / "r")]
+    command += [str(ROOT / "tools" / "train.py"), str(recipe), "--launcher", "pytorch"]
+    command += ["--work-dir", str(tmp_path / "run")]
     run = subprocess.run(
         [*command, "--cfg-options", "train_dataloader.batch_size=15"], check=False, capture_output=True, text=True
     )

@@ -33,7 +33,8 @@ def run_tiny(work_dir, **options):
 
 def test_divergence_stops_before_the_update_and_keeps_the_last_good_state(tmp_path):
     work_dir = tmp_path / "run"
-    with pytest.raises(TrainingDiverged, match=r"update [2-4]: not finite: .*the state before it: .*step_0000000[1-3].pt"):
+    message = r"update [2-4]: not finite: .*the state before it: .*step_0000000[1-3].pt"
+    with pytest.raises(TrainingDiverged, match=message):
         run_tiny(
             work_dir,
             optim_wrapper__optimizer__lr=1e30,
@@ -97,10 +98,54 @@ def test_custom_hook_runs_every_update(tmp_path):
 
 def test_codec_without_weights_is_told_before_training(tmp_path):
     pytest.importorskip("diffusers")
-    with pytest.raises(UserError, match="codec has no weights.*GENFLOW_SD_VAE"):
+    with pytest.raises(UserError, match=r"codec has no weights.*GENFLOW_SD_VAE"):
         run_tiny(
             tmp_path / "run",
             model__codec={"type": "SDVAE", "image_size": 64},
             model__flow__channels=4,
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim_wrapper__optimizer": {"type": "SGD", "lr": 0.1}}, "its optimizer is AdamW, not SGD"),
+        ({"param_scheduler": []}, "it has 1 parameter schedulers, not 0"),
+        ({"ema": {"other": {"decay": 0.9}}}, r"its averages are \['main'\], not \['main', 'other'\]"),
+        ({"model__flow__width": 24}, "has shape"),
+        ({"model__flow__blocks": 3}, "missing from the file"),
+    ],
+    ids=["optimizer", "schedulers", "averages", "width", "blocks"],
+)
+def test_resume_with_another_recipe_is_refused_and_touches_nothing(tmp_path, change, message):
+    work_dir = run_tiny(tmp_path / "run")
+    before = {path: path.read_bytes() for path in work_dir.rglob("*") if path.is_file()}
+    overrides = {**TINY, **{key.replace("__", "."): value for key, value in change.items()}, "train_cfg.max_iters": 6}
+    with pytest.raises(UserError, match=f"step_00000004.pt: does not continue this recipe: .*{message}"):
+        train(RECIPES / "itarflow_digits.yaml", overrides, None, TrainOptions(work_dir, "auto"))
+    assert {path: path.read_bytes() for path in work_dir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__flow__num_classes": 5}, "it has 10 classes, the model 5"),
+        (
+            {"model__flow__image_size": 4, "model__codec__image_size": 4},
+            r"its images are \(1, 8, 8\), the model takes \(1, 4, 4\)",
+        ),
+        ({"model__codec__image_size": 4}, r"the codec's latents are \(1, 4, 4\), the flow takes \(1, 8, 8\)"),
+    ],
+    ids=["classes", "size", "codec"],
+)
+def test_model_that_does_not_fit_the_data_is_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        run_tiny(tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mmengine_scheduler_steps_per_update(tmp_path):
+    work_dir = run_tiny(tmp_path / "run", param_scheduler=[{"type": "MultiStepLR", "milestones": [2], "gamma": 0.1}])
+    rates = [json.loads(line)["lr"] for line in (work_dir / "scalars.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4])

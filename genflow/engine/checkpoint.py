@@ -1,0 +1,99 @@
+"""Training checkpoints: everything an update depends on.
+
+Data order and all draws are functions of seed and update, so there is no generator or loader state to save.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genflow.engine.averages import WeightAverage
+from genflow.errors import UserError
+from genflow.methods.base import Method
+from genflow.weights import check_state, read_checkpoint, write_checkpoint
+
+_FORMAT = 1
+
+
+def checkpoint_path(work_dir: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` updates lies."""
+    return work_dir / "checkpoints" / f"step_{step:08d}.pt"
+
+
+def find_checkpoints(work_dir: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted((work_dir / "checkpoints").glob("step_*.pt"))
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint saves and restores.
+
+    Args:
+        seed: the run's seed.
+        method: its trained weights and buffers, on the device where they train.
+        optimizer: over the method's trained parameters.
+        schedulers: mmengine parameter schedulers.
+        averages: weight averages by name.
+        step: updates done.
+    """
+
+    seed: int
+    method: Method
+    optimizer: torch.optim.Optimizer
+    schedulers: list
+    averages: Mapping[str, WeightAverage]
+    step: int = 0
+
+    def save(self, work_dir: Path) -> Path:
+        """Write the checkpoint of the present step."""
+        path = checkpoint_path(work_dir, self.step)
+        state = {
+            "format": _FORMAT,
+            "step": self.step,
+            "seed": self.seed,
+            "model": self.method.trained_state(),
+            "optimizer_type": type(self.optimizer).__name__,
+            "optimizer": self.optimizer.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "averages": {name: average.values for name, average in self.averages.items()},
+        }
+        write_checkpoint(path, state)
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint.
+
+        Raises:
+            UserError: the file is damaged, or continues another recipe or seed.
+        """
+        state = read_checkpoint(path)
+        if state["format"] != _FORMAT or state["step"] < 0:
+            raise UserError(f"{path}: found format {state['format']}, step {state['step']}, expected format {_FORMAT}")
+        if state["seed"] != self.seed:
+            raise UserError(f"{path}: was trained with seed {state['seed']}, this run has seed {self.seed}")
+        try:
+            self._restore(state)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path}: does not continue this recipe: {error}") from error
+        self.step = state["step"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        check_state(self.method.trained_state(), state["model"])
+        if state.get("optimizer_type") != type(self.optimizer).__name__:
+            raise ValueError(f"its optimizer is {state.get('optimizer_type')}, not {type(self.optimizer).__name__}")
+        if len(state["schedulers"]) != len(self.schedulers):
+            raise ValueError(f"it has {len(state['schedulers'])} parameter schedulers, not {len(self.schedulers)}")
+        if state["averages"].keys() != self.averages.keys():
+            raise ValueError(f"its averages are {sorted(state['averages'])}, not {sorted(self.averages)}")
+        for name, average in self.averages.items():
+            check_state(average.values, state["averages"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.method.load_trained_state(state["model"])
+        for name, average in self.averages.items():
+            average.load(state["averages"][name])
