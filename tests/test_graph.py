@@ -89,7 +89,7 @@ def small_biflow(*overrides):
         ("model.flow.type=TARflo", "model.flow.type: found 'TARflo', expected the name of a flow teacher; nearest"),
         ("model.flow={type: SquaredError}", "model.flow.type: found 'SquaredError', which is a loss, expected a flow "),
         ("model.flow.widht=3", "model.flow.widht: TARFlow has no argument 'widht'; nearest match: 'width'"),
-        ("model.flow={type: TARFlow}", "model.flow.image_size: missing, TARFlow needs it (an integer)"),
+        ("model.flow={type: TARFlow}", "model.flow.image_size: missing, TARFlow needs it (an integer of at least 1)"),
         ("model.flow.width=true", "model.flow.width: found True, expected an integer"),
         ("model.flow.norm=rmsnorm", "model.flow.norm: found 'rmsnorm', expected one of 'layer', 'rms'; nearest match"),
         ("model.flow.layers=[1, x]", "model.flow.layers.1: found 'x', expected an integer"),
@@ -219,7 +219,7 @@ def test_a_prerequisite_gets_its_weights_or_stays_on_the_meta_device():
     [
         ("model.flow.layers=[1]", "model.flow: layers lists 1 blocks, blocks is 2"),
         ("model.flow.patch_size=3", "model.flow: image_size 8 is not a multiple of patch_size 3"),
-        ("model.flow.width=-8", "model.flow: "),
+        ("model.flow.width=20", "model.flow: "),
         ("model.flow.width=99999999999999999992", "model.flow: "),
     ],
 )

@@ -80,7 +80,7 @@ def test_images_do_not_depend_on_the_batch():
         ({"batch_size": 0}, "--batch-size: found 0, expected at least 1"),
         ({"guidance": float("nan")}, "--guidance: found nan, expected a finite number"),
         ({"guidance": float("-inf")}, "--guidance: found -inf, expected a finite number"),
-        ({"generator": Tinted(broken=True)}, "images 0 to 1 are not finite; try another --guidance"),
+        ({"generator": Tinted(broken=True)}, "the generator returned samples that are not finite among images 0 to 1"),
     ],
 )
 def test_sampling_refuses_what_gives_no_images(options, message):

@@ -37,7 +37,7 @@ class Evaluator:
             figures by name.
 
         Raises:
-            ValueError: the generator returned non-finite images.
+            UserError: the generator returned samples that are not finite.
         """
         raise NotImplementedError
 

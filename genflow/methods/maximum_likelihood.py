@@ -54,8 +54,9 @@ class MaximumLikelihood(Method):
     def after_update(self) -> None:
         """Show the flow's prior the latents of the whole update."""
         super().after_update()
-        self.flow.update_prior(torch.cat(self.latents))
-        self.latents.clear()
+        if self.latents:
+            self.flow.update_prior(torch.cat(self.latents))
+            self.latents.clear()
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
         clean = self.codec.normalize(images)

@@ -15,9 +15,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tarflow" / "lr_schedule.npz"
 
 def rates(warmup, total, minimum, rate, **options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
-    schedule = WarmupLR(OptimWrapper(optimizer), warmup, minimum=minimum, total_iters=total, **options)
+    wrapper = OptimWrapper(optimizer)
+    schedule = WarmupLR(wrapper, warmup, minimum=minimum, total_iters=total, **options)
     used = []
     for _ in range(total):
+        wrapper.step()
         used.append(optimizer.param_groups[0]["lr"])
         schedule.step()
     return used, optimizer.param_groups[0]["lr"]

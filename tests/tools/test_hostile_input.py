@@ -193,7 +193,7 @@ def test_a_checkpoint_with_pickled_code(refused, tiny, here, form):
 def test_a_checkpoint_of_another_recipe(refused, tiny, run):
     newest = next((run / "checkpoints").iterdir())
     line = refused("train", tiny, "--work-dir", "new", "--resume", newest, "--cfg-options", "model.flow.width=24")
-    assert line.startswith(f"error: {newest}: does not fit this recipe: 'flow.") and "has shape (" in line
+    assert line.startswith(f"error: {newest}: does not continue this recipe: 'flow.") and "has shape (" in line
     line = refused("train", tiny, "--work-dir", "new", "--resume", newest, "--seed", "1")
     assert line == f"error: {newest}: was trained with seed 0, this run has seed 1"
 
