@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from genflow.errors import UserError
@@ -82,10 +81,3 @@ def device(name: str) -> str:
     except (RuntimeError, AssertionError):  # torch without CUDA asserts
         raise argparse.ArgumentTypeError(f"this machine has no device '{name}'") from None
     return name
-
-
-def existing(path: str) -> Path:
-    """A path that must exist, as an argument type."""
-    if not Path(path).exists():
-        raise argparse.ArgumentTypeError(f"no such file or folder: '{path}'")
-    return Path(path)

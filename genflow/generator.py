@@ -24,6 +24,8 @@ class Generator(nn.Module):
 
     #: Sequential evaluations of the network per image.
     nfe: int = 1
+    #: The smallest guidance scale that has a meaning.
+    lowest_guidance: float = float("-inf")
 
     def __init__(
         self,
@@ -72,11 +74,13 @@ class Generator(nn.Module):
             (B, C, H, W) images in [-1, 1], or undecoded samples.
 
         Raises:
-            UserError: a sample is not finite.
+            UserError: ``guidance`` is below ``lowest_guidance``, or a sample is not finite.
         """
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
         noise = Draws(seed, positions).normal("sampling noise", self.noise_shape)
         scale = self.default_guidance if guidance is None else guidance
+        if not scale >= self.lowest_guidance:
+            raise UserError(f"guidance: found {scale}, expected at least {self.lowest_guidance:g}")
         condition = Condition(
             labels=labels, guidance=torch.full((len(labels),), float(scale), device=labels.device)
         )
@@ -88,7 +92,9 @@ class Generator(nn.Module):
 
 
 class OnePassGenerator(Generator):
-    """A backbone applied once."""
+    """A backbone applied once; scale 0 means no guidance."""
+
+    lowest_guidance = 0.0
 
     def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 0.0):
         super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)

@@ -38,7 +38,7 @@ def main() -> None:
 
 def _table(analyses: list[dict]) -> Table:
     table = Table(title="generators, one image; M parameters, GMACs; in brackets ours / published")
-    for title in ("recipe", "generator M", "GMACs", "decoder M", "GMACs", "total GMACs", "NFE"):
+    for title in ("recipe", "generator M", "GMACs", "decoder M", "GMACs", "total GMACs", "NFE", "published"):
         table.add_column(title, justify="left" if title == "recipe" else "right", overflow="fold")
     for entry in analyses:
         ratios = entry["ratio_to_published"]
@@ -51,6 +51,7 @@ def _table(analyses: list[dict]) -> Table:
             f"{entry['decoder_macs'] / 1e9:.4g}",
             f"{total / 1e9:.4g}",
             str(entry["nfe"]),
+            ", ".join(f"{name} {value}" for name, value in entry["published"].items() if name != "source"),
         )
     return table
 

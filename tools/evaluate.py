@@ -1,6 +1,8 @@
 """Evaluate a finished run."""
 
-from genflow.cli import Parser, console, default_device, device, existing, progress_bar, run_tool
+from pathlib import Path
+
+from genflow.cli import Parser, console, default_device, device, progress_bar, run_tool
 
 
 def main() -> None:
@@ -9,7 +11,7 @@ def main() -> None:
         "the figures also go to the run's metrics.json.",
         "python tools/evaluate.py work_dirs/biflow_digits --guidance 1.0",
     )
-    parser.add_argument("run", type=existing, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli import Parser, default_device, device, existing, progress_bar, run_tool
+from genflow.cli import Parser, default_device, device, progress_bar, run_tool
 
 
 def main() -> None:
@@ -10,7 +10,7 @@ def main() -> None:
         "Sample images from a finished run; image i of a seed is the same whatever the batch size.",
         "python tools/sample.py work_dirs/biflow_digits --labels 3 7 --num 64 --guidance 2.0 --out grid.png",
     )
-    parser.add_argument("run", type=existing, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--labels", type=int, nargs="+", help="classes to sample, in turn (default: all)")
     parser.add_argument("--num", type=int, help="number of images (default: 64)")
     parser.add_argument("--per-class", type=int, metavar="N", help="N images of every class instead of --num")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genflow.engine.averages import WeightAverage
+from genflow.engine.schedule import WarmupLR
 from genflow.errors import UserError
 from genflow.methods.base import Method
 from genflow.weights import check_state, read_checkpoint, write_checkpoint
@@ -21,6 +22,13 @@ _FORMAT = 1
 def checkpoint_path(work_dir: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` updates lies."""
     return work_dir / "checkpoints" / f"step_{step:08d}.pt"
+
+
+def set_aside_later(work_dir: Path, step: int) -> None:
+    """Rename checkpoints after ``step``, which a run that goes on from ``step`` abandons."""
+    for path in find_checkpoints(work_dir):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.rename(path.with_name(f"abandoned_{path.name}"))
 
 
 def find_checkpoints(work_dir: Path) -> list[Path]:
@@ -81,6 +89,20 @@ class TrainingState:
             raise UserError(f"{path}: does not continue this recipe: {error}") from error
         self.step = state["step"]
 
+    def _restore_optimizer(self, saved: dict[str, Any], schedulers: list[dict[str, Any]]) -> None:
+        """Take over moments and counters; rates, decays and schedules are those of the present recipe."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
+            raise ValueError("its optimizer holds other parameters")
+        if schedulers:  # some go on from the present rate
+            for group, old in zip(groups, saved["param_groups"], strict=True):
+                group["lr"] = old["lr"]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        for scheduler, counters in zip(self.schedulers, schedulers, strict=True):
+            scheduler.load_state_dict({name: counters[name] for name in ("last_step", "_global_step", "_last_value")})
+            if isinstance(scheduler, WarmupLR):
+                scheduler.apply()
+
     def _restore(self, state: dict[str, Any]) -> None:
         check_state(self.method.trained_state(), state["model"])
         if state.get("optimizer_type") != type(self.optimizer).__name__:
@@ -91,9 +113,7 @@ class TrainingState:
             raise ValueError(f"its averages are {sorted(state['averages'])}, not {sorted(self.averages)}")
         for name, average in self.averages.items():
             check_state(average.values, state["averages"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
+        self._restore_optimizer(state["optimizer"], state["schedulers"])
         self.method.load_trained_state(state["model"])
         for name, average in self.averages.items():
             average.load(state["averages"][name])

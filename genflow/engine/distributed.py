@@ -1,6 +1,8 @@
 """Start of a process group on any device, and the few collective calls the engine needs."""
 
 import os
+import re
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -33,8 +35,10 @@ def start_process_group(launcher: Launcher) -> None:
         )
     os.environ.setdefault("MASTER_PORT", "29500")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Slurm may show each task its own GPU only.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    # The others wait while the main process samples, exports and evaluates.
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=6))
 
 
 def _export_slurm() -> None:
@@ -46,9 +50,15 @@ def _export_slurm() -> None:
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", ""))
-        first, _, rest = nodes.partition("[")
-        first_number = rest.split(",")[0].split("-")[0].rstrip("]")
-        os.environ["MASTER_ADDR"] = f"{first}{first_number}" if rest else nodes.split(",")[0]
+        os.environ["MASTER_ADDR"] = first_node(nodes)
+    # Two jobs on one node must not meet.
+    os.environ.setdefault("MASTER_PORT", str(29500 + int(os.environ.get("SLURM_JOB_ID", "0")) % 1000))
+
+
+def first_node(nodes: str) -> str:
+    """The first name of a Slurm node list such as ``gpu[03-05,9],cpu1``."""
+    match = re.match(r"([^,\[]*)(?:\[([^\],-]*))?", nodes)
+    return "".join(part for part in match.groups() if part)
 
 
 def training_device() -> torch.device:

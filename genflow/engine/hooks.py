@@ -9,6 +9,7 @@ from mmengine.hooks import Hook, LoggerHook
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints
 from genflow.engine.distributed import is_main
+from genflow.errors import UserError
 from genflow.images import save_grid
 from genflow.sections import CheckpointSection, SamplesSection
 from genflow.weights import write_text
@@ -85,7 +86,7 @@ class CheckpointHook(Hook):
 class SampleGridHook(Hook):
     """Writes grids of samples, one row per class, to ``samples/``; always the same noise."""
 
-    priority = "LOW"
+    priority = "LOWEST"
 
     def __init__(self, section: SamplesSection):
         self.section = section
@@ -100,9 +101,14 @@ class SampleGridHook(Hook):
         device = next(method.parameters()).device
         labels = torch.arange(classes, device=device).repeat_interleave(section.per_class)
         method.eval()
-        with swapped(method.trained_parameters(), runner.exported_average):
-            images = method.generator.sample(labels, seed=runner.settings.seed, guidance=section.guidance)
-        method.train()
+        try:
+            with swapped(method.trained_parameters(), runner.exported_average):
+                images = method.generator.sample(labels, seed=runner.settings.seed, guidance=section.guidance)
+        except UserError as error:  # samples may overflow where training goes on well
+            runner.logger.warning(f"no sample grid after {step} updates: {error}")
+            return
+        finally:
+            method.train()
         save_grid(images, Path(runner.work_dir) / "samples" / f"step_{step:08d}.png", columns=section.per_class)
 
 

@@ -40,11 +40,17 @@ class AutocastOptimWrapper(OptimWrapper):
         """The context of a forward pass."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def clipped_norm(self) -> Tensor:
-        """Clip the gradients in place; returns their norm before, a scalar."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
-        return nn.utils.clip_grad_norm_(parameters, limit)
+    def _with_gradient(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """The global norm of the gradients, a scalar."""
+        return nn.utils.get_total_norm([parameter.grad for parameter in self._with_gradient()])
+
+    def clip(self, norm: Tensor) -> None:
+        """Clip the gradients in place, given their global norm."""
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._with_gradient(), self.clip_grad_norm, norm)
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -130,10 +136,11 @@ class UpdateLoop(BaseLoop):
                 optimizer.backward(terms["loss"] * share)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
-        norm = optimizer.clipped_norm()
+        norm = optimizer.gradient_norm()
         means = mean_over_processes(torch.stack([*sums.values()]))
         values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
         self._check_finite(values)
+        optimizer.clip(norm)
         optimizer.step()
         (model.module if is_model_wrapper(model) else model).after_update()
         return values

@@ -1,5 +1,6 @@
 """mmengine's Runner with GenFlow's loop, checkpoints and distributed wrapping."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ class Runner(MMEngineRunner):
             launcher=launcher,
             log_processor={"by_epoch": False, "window_size": settings.default_hooks.logger.interval},
             randomness={"seed": settings.seed % 2**32},
-            # mmengine keeps loggers by this name, so it must be the run's own.
-            experiment_name=str(work_dir.absolute()),
+            # mmengine keeps its loggers by this name.
+            experiment_name=f"{work_dir.absolute()} {time.time_ns()}",
         )
 
     @property

@@ -48,6 +48,12 @@ class WarmupLR(_ParamScheduler):
         progress = (step - self.warmup_iters) / max(1, self.total_iters - self.warmup_iters)
         return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
+    def apply(self) -> None:
+        """Set the rates that the present step and the present arguments call for."""
+        for group, rate in zip(self.optimizer.param_groups, self._get_value(), strict=True):
+            group["lr"] = rate
+        self._last_value = [group["lr"] for group in self.optimizer.param_groups]
+
     def _get_value(self) -> list[float]:
         share = self.factor(self.last_step)
         return [self.minimum + (rate - self.minimum) * share for rate in self.base_values]

@@ -10,7 +10,7 @@ import torch
 
 from genflow.engine import artifacts
 from genflow.engine.averages import WeightAverage, swapped
-from genflow.engine.checkpoint import TrainingState, find_checkpoints
+from genflow.engine.checkpoint import TrainingState, find_checkpoints, set_aside_later
 from genflow.engine.distributed import (
     Launcher,
     barrier,
@@ -62,7 +62,11 @@ def train(
         recipe["seed"] = seed
     work_dir = options.work_dir or Path("work_dirs") / Path(path).stem
     start_process_group(options.launcher)
-    return _train(recipe.to_dict(), str(path), work_dir, options)
+    try:
+        return _train(recipe.to_dict(), str(path), work_dir, options)
+    finally:
+        if options.launcher != "none":
+            torch.distributed.destroy_process_group()
 
 
 def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOptions) -> Path:
@@ -82,7 +86,7 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
         except ValueError as error:
             raise UserError(f"{source}: prerequisites.{name}: {error}") from None
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(graph.settings().seed)
         try:
             method: Method = graph.build(load_prerequisite)
@@ -119,35 +123,71 @@ def _check_model(graph: ComponentGraph, dataset: Any) -> Any:
 
 
 def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint to start from.
+    """The checkpoint to start from, readable.
 
     Raises:
-        UserError: the folder holds a run and nobody said to resume it.
+        UserError: the folder holds a run that would be overwritten, or the checkpoint is damaged.
     """
-    if resume not in (None, AUTO):
-        read_checkpoint(Path(resume))  # a damaged file is told before anything else happens
-        return Path(resume)
     found = find_checkpoints(work_dir)
-    if resume is None and (found or (work_dir / artifacts.WEIGHTS_FILE).exists()):
+    finished = (work_dir / artifacts.WEIGHTS_FILE).exists()
+    holds_run = bool(found) or finished or (work_dir / "scalars.jsonl").exists()
+    if resume is None and holds_run:
         raise UserError(f"{work_dir}: holds a run already; pass --resume to continue it or another --work-dir")
-    return found[-1] if found else None
+    if resume == AUTO:
+        if finished and not found:
+            raise UserError(f"{work_dir}: is finished and has no checkpoint to go on from; pass another --work-dir")
+        checkpoint = found[-1] if found else None
+    else:
+        checkpoint = None if resume is None else Path(resume)
+        if checkpoint is not None and holds_run and checkpoint.resolve().parent.parent != work_dir.resolve():
+            raise UserError(f"{work_dir}: holds another run than {checkpoint}; pass another --work-dir")
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)
+    elif resume == AUTO and holds_run:
+        _say(f"{work_dir}: has no checkpoint yet, starting from the beginning")
+    return checkpoint
 
 
 def _train_prerequisites(
     recipe: dict[str, Any], graph: ComponentGraph, source: str, work_dir: Path, options: TrainOptions
 ) -> dict[str, Path]:
-    """Train the prerequisites whose run folder holds no artifact; returns all the folders."""
-    runs = {}
+    """Train the prerequisites whose run folder holds no artifact; returns all the folders.
+
+    Raises:
+        UserError: two runs would share a folder, or an artifact was trained with another model.
+    """
+    runs: dict[str, Path] = {}
     for name, entry in recipe.get("prerequisites", {}).items():
         run_dir = Path(entry["run"]) if entry.get("run") else work_dir.parent / entry["name"]
+        if run_dir.resolve() in {path.resolve() for path in (work_dir, *runs.values())}:
+            raise UserError(f"{source}: prerequisites.{name}: its run folder {run_dir} is that of another run too")
         runs[name] = run_dir
         if artifacts.is_complete(run_dir):
+            _check_prerequisite(run_dir, entry["recipe"]["model"], f"{source}: prerequisites.{name}")
             _say(f"prerequisite '{name}': using {run_dir}")
             continue
         _say(f"prerequisite '{name}': {run_dir} holds no finished run, training {entry['name']} first")
         prerequisite = TrainOptions(run_dir, AUTO, options.launcher)
         _train(entry["recipe"], f"{source}: prerequisites.{name}.recipe", run_dir, prerequisite)
     return runs
+
+
+def _check_prerequisite(run_dir: Path, expected: dict[str, Any], where: str) -> None:
+    """See that a finished run was trained with the model that this recipe says."""
+    found = load_recipe(run_dir / artifacts.RECIPE_FILE).to_dict().get("model", {})
+    difference = _first_difference(found, expected, "model")
+    if difference:
+        raise UserError(f"{where}: {run_dir} was trained with another recipe: {difference}; train it in another folder")
+
+
+def _first_difference(found: Any, expected: Any, path: str) -> str | None:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            difference = _first_difference(found.get(key), expected.get(key), f"{path}.{key}")
+            if difference:
+                return difference
+        return None
+    return None if found == expected else f"{path} is {found!r} there and {expected!r} here"
 
 
 def _run(
@@ -163,9 +203,14 @@ def _run(
     # mmengine's runner loads slowly and imports OpenCV; a mistake in a recipe is told before that.
     from genflow.analysis.description import summarize
     from genflow.data.stream import build_loader
-    from genflow.engine import hooks
-    from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged
-    from genflow.engine.runner import Runner
+
+    try:
+        from genflow.engine import hooks
+        from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged
+        from genflow.engine.runner import Runner
+    except ImportError as error:
+        hint = "on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
+        raise UserError(f"mmengine's runner, which imports OpenCV, cannot be imported: {error}; {hint}") from error
 
     settings = graph.settings()
     optim = graph.section("optim_wrapper")
@@ -182,6 +227,9 @@ def _run(
     if checkpoint is not None:
         state.restore(checkpoint)
     start = state.step
+    if start > settings.train_cfg.max_iters:
+        limit = settings.train_cfg.max_iters
+        raise UserError(f"{checkpoint}: has done {start} updates, train_cfg.max_iters is {limit}")
     rank, size = rank_and_size()
     loader = build_loader(
         data.dataset,
@@ -194,6 +242,7 @@ def _run(
     )
     if is_main():
         artifacts.write_recipe(work_dir, recipe)
+        set_aside_later(work_dir, start)
     default_hooks = {
         "logger": hooks.ConsoleHook(interval=settings.default_hooks.logger.interval),
         "checkpoint": hooks.CheckpointHook(settings.default_hooks.checkpoint),
@@ -213,9 +262,9 @@ def _run(
     try:
         runner.train()
     except TrainingDiverged as error:
-        if not is_main():
-            raise
-        raise TrainingDiverged(f"{error}; the state before it: {runner.save_training_state(runner.iter)}") from None
+        kept = runner.save_training_state(runner.iter) if is_main() else None
+        barrier()  # the first process to leave ends the others, which must not meet the writer
+        raise TrainingDiverged(f"{error}; the state before it: {kept}") from None
     seconds = time.perf_counter() - began
     if is_main():
         _finish(graph, runner, work_dir, seconds, cost, settings.train_cfg.max_iters - start)
@@ -235,24 +284,26 @@ def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, 
                 artifacts.write_generator(work_dir, method.generator, name)
     with swapped(weights, exported):
         artifacts.write_generator(work_dir, method.generator)
-    artifacts.write_metrics(
-        work_dir,
-        {
-            "updates": runner.max_iters,
-            "images": runner.max_iters * runner.batch_size,
-            "seed": runner.settings.seed,
-            "training": {
-                "seconds": round(seconds, 1),
-                "updates_in_this_session": updates,
-                "torch": torch.__version__,
-                "device": str(next(method.parameters()).device),
-            },
-            "generator": {key: value for key, value in asdict(cost).items() if key != "by_component"},
-        },
-    )
+    metrics = {
+        "updates": runner.max_iters,
+        "images": runner.max_iters * runner.batch_size,
+        "seed": runner.settings.seed,
+        "generator": {key: value for key, value in asdict(cost).items() if key != "by_component"},
+    }
+    if updates:
+        metrics["training"] = {
+            "seconds_since_start_or_resume": round(seconds, 1),
+            "updates_since_start_or_resume": updates,
+            "torch": torch.__version__,
+            "device": str(training_device()),
+        }
+    artifacts.write_metrics(work_dir, metrics)
     if graph.recipe.arguments.get("evaluation") is not None:
-        report = evaluate_run(graph, work_dir, device=next(method.parameters()).device)
-        runner.logger.info("evaluation\n" + format_report(report))
+        try:
+            report = evaluate_run(graph, work_dir, device=training_device())
+            runner.logger.info("evaluation\n" + format_report(report))
+        except UserError as error:  # the run itself is complete
+            runner.logger.warning(f"not evaluated: {error}")
     runner.logger.info(f"finished in {seconds:.0f} s: {work_dir}")
 
 

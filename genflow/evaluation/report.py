@@ -49,7 +49,9 @@ def evaluate_run(
         "average": average,
         "samples": evaluator.num_samples,
     }
-    artifacts.write_metrics(run_dir, {"evaluation": report})
+    default = seed == 0 and guidance is None and average is None
+    key = "evaluation" if default else f"evaluation, seed {seed}, guidance {report['guidance']:g}, average {average}"
+    artifacts.write_metrics(run_dir, {key: report})
     return report
 
 

@@ -45,6 +45,8 @@ class FlowTeacher(nn.Module):
     num_classes: int
     blocks: int
     inverse_evaluations: int
+    #: Whether :meth:`update_prior` has anything to learn.
+    tracks_prior: bool = False
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Trajectory:
         """Map data (B, C, H, W) to noise."""

@@ -77,7 +77,7 @@ class TARFlow(FlowTeacher):
             for index, depth in enumerate(depths)
         )
         self.register_buffer("prior_variance", torch.ones(side * side, features))
-        self.scaled = scaled
+        self.tracks_prior = not scaled
 
     def _image(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.patch_size, self.image_shape[0])
@@ -100,8 +100,6 @@ class TARFlow(FlowTeacher):
     @torch.no_grad()
     def update_prior(self, z: Tensor) -> None:
         """Move the prior variance a tenth of the way to the global batch's mean square (spec 1.4)."""
-        if self.scaled:
-            return
         square = patchify(z, self.patch_size).square().mean(dim=0)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(square)

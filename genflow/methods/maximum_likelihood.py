@@ -63,7 +63,7 @@ class MaximumLikelihood(Method):
         noisy = clean + self.noise_std * draws.normal("data noise", clean.shape[1:])
         dropped = torch.where(draws.uniform("label drop") < self.label_drop, self.flow.num_classes, labels)
         trajectory = self.flow(noisy, dropped)
-        if self.training:
+        if self.training and self.flow.tracks_prior:
             self.latents.append(trajectory.latent.detach())
         prior = 0.5 * trajectory.latent.square().mean()
         log_det = trajectory.log_det.mean()

@@ -93,6 +93,21 @@ def test_stops_before_a_non_finite_update_and_names_the_term(value):
     assert loop.runner.model.weight.tolist() == [1.0] * 4
 
 
+def test_names_the_parameter_whose_gradient_is_not_finite():
+    class Two(Linear):
+        def __init__(self):
+            super().__init__()
+            self.second = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images, labels, draws, mode):
+            loss = self.weight.square().sum() + (self.second - 1).abs().sum().sqrt()
+            return {"loss": loss}
+
+    loop = UpdateLoop(Runner(Two(), clip=1.0), torch.utils.data.DataLoader([0]), 1, 1, seed=0)
+    with pytest.raises(TrainingDiverged, match="first such gradient: second"):
+        loop.update(make_batch())
+
+
 def test_stops_when_only_a_gradient_is_not_finite():
     class Cusp(Linear):
         def forward(self, images, labels, draws, mode):

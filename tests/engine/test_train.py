@@ -1,6 +1,7 @@
 """Training in process: divergence, the codec's weights, what a run folder holds, hooks of one's own."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from genflow.data.latent_cache import write_latent_cache
+from genflow.engine.distributed import first_node
 from genflow.engine.loop import TrainingDiverged
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
+from genflow.generator import FlowGenerator
 from genflow.registry import HOOKS
 from genflow.weights import read_checkpoint, read_weights
 
@@ -194,3 +197,91 @@ def test_mmengine_scheduler_steps_per_update(tmp_path):
     work_dir = run_tiny(tmp_path / "run", param_scheduler=[{"type": "MultiStepLR", "milestones": [2], "gamma": 0.1}])
     rates = [json.loads(line)["lr"] for line in (work_dir / "scalars.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4])
+
+
+def test_biflow_resumes_to_the_last_bit_within_the_warm_up_of_its_running_norm(tmp_path):
+    teacher = {key: value for key, value in TINY.items() if key.startswith(("model", "train", "default", "eval"))}
+    backbone = {"width": 16, "heads": 2, "groups": 2, "layers": 1}
+    overrides = {
+        **{f"prerequisites.teacher.recipe.{key}": value for key, value in teacher.items()},
+        **{f"model.inverse.backbone.{key}": value for key, value in backbone.items()},
+        "model.inverse.norm_warmup": 5,
+        "train_dataloader.batch_size": 8,
+        "train_cfg.max_iters": 7,
+        "default_hooks.checkpoint": {"interval": 3, "max_keep_ckpts": 5},
+        "default_hooks.samples.per_class": 1,
+        "evaluation": None,
+    }
+    recipe = RECIPES / "biflow_digits.yaml"
+    whole = train(recipe, overrides, None, TrainOptions(tmp_path / "whole"))
+    start = whole / "checkpoints" / "step_00000003.pt"
+    assert read_checkpoint(start)["model"]["inverse.trajectory_norm.updates"] == 3
+    resumed = train(recipe, overrides, None, TrainOptions(tmp_path / "resumed", resume=str(start)))
+    lines = [(run / "scalars.jsonl").read_text().splitlines() for run in (whole, resumed)]
+    assert lines[1] == lines[0][3:] and len(lines[1]) == 4
+    weights = [read_weights(run / "generator.safetensors") for run in (whole, resumed)]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_resume_goes_on_with_the_rates_of_the_present_recipe(tmp_path):
+    run_tiny(tmp_path / "run")
+    longer = {**TINY, "train_cfg.max_iters": 8, "optim_wrapper.optimizer.lr": 1e-3, "param_scheduler.0.warmup_iters": 2}
+    train(RECIPES / "itarflow_digits.yaml", longer, None, TrainOptions(tmp_path / "run", "auto"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "scalars.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    schedule = [1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(2, 6)]
+    assert [line["lr"] for line in lines[4:]] == pytest.approx(schedule)
+
+
+def test_resume_from_an_older_checkpoint_sets_later_ones_aside(tmp_path):
+    options = {"default_hooks__checkpoint": {"interval": 1, "max_keep_ckpts": 3}}
+    work_dir = run_tiny(tmp_path / "run", **options)
+    overrides = {**TINY, "default_hooks.checkpoint": options["default_hooks__checkpoint"], "train_cfg.max_iters": 3}
+    older = work_dir / "checkpoints" / "step_00000002.pt"
+    train(RECIPES / "itarflow_digits.yaml", overrides, None, TrainOptions(work_dir, str(older)))
+    names = sorted(path.name for path in (work_dir / "checkpoints").iterdir())
+    assert names == [
+        "abandoned_step_00000003.pt",
+        "abandoned_step_00000004.pt",
+        "step_00000002.pt",
+        "step_00000003.pt",
+    ]
+    with pytest.raises(UserError, match=r"has done 3 updates, train_cfg\.max_iters is 1"):
+        overrides["train_cfg.max_iters"] = 1
+        train(RECIPES / "itarflow_digits.yaml", overrides, None, TrainOptions(work_dir, "auto"))
+
+
+def test_run_folders_are_not_overwritten(tmp_path):
+    first, second = run_tiny(tmp_path / "first"), run_tiny(tmp_path / "second")
+    recipe, start = RECIPES / "itarflow_digits.yaml", first / "checkpoints" / "step_00000004.pt"
+    with pytest.raises(UserError, match="holds another run than"):
+        train(recipe, TINY, None, TrainOptions(second, str(start)))
+    for path in (second / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="is finished and has no checkpoint"):
+        train(recipe, TINY, None, TrainOptions(second, "auto"))
+    (second / "generator.safetensors").unlink()  # as killed before the first checkpoint
+    with pytest.raises(UserError, match="holds a run already"):
+        train(recipe, TINY, None, TrainOptions(second))
+    assert train(recipe, TINY, None, TrainOptions(second, "auto")) == second
+    with pytest.raises(UserError, match="is that of another run too"):
+        train(RECIPES / "biflow_digits.yaml", None, None, TrainOptions(tmp_path / "new" / "itarflow_digits"))
+
+
+def test_samples_that_overflow_do_not_end_the_training(tmp_path, monkeypatch):
+    def overflow(self, *arguments, **options):
+        raise UserError("the generator returned samples that are not finite")
+
+    monkeypatch.setattr(FlowGenerator, "sample", overflow)
+    work_dir = run_tiny(tmp_path / "run", evaluation={"type": "DigitsEvaluator", "per_class": 1})
+    assert (work_dir / "generator.safetensors").is_file() and not (work_dir / "samples").exists()
+    log = next(work_dir.glob("*/*.log")).read_text()
+    assert "no sample grid after 4 updates" in log and "not evaluated" in log
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("cpu1", "cpu1"), ("gpu[03-05,9],cpu1", "gpu03"), ("gpu-a01,gpu-b[01-02]", "gpu-a01"), ("n[7,9]", "n7")],
+)
+def test_first_node_of_a_slurm_list(nodes, first):
+    assert first_node(nodes) == first
