@@ -25,7 +25,9 @@ def checkpoint_path(work_dir: Path, step: int) -> Path:
 
 
 def set_aside_later(work_dir: Path, step: int) -> None:
-    """Rename checkpoints after ``step``, which a run that goes on from ``step`` abandons."""
+    """Rename checkpoints after ``step``, which a run that goes on from ``step`` abandons; drop half-written ones."""
+    for path in (work_dir / "checkpoints").glob(".*.partial"):
+        path.unlink()
     for path in find_checkpoints(work_dir):
         if int(path.stem.removeprefix("step_")) > step:
             path.rename(path.with_name(f"abandoned_{path.name}"))

@@ -64,6 +64,7 @@ def test_kill_and_resume_is_exact_to_the_last_bit(uninterrupted, tmp_path):
     (work_dir / "checkpoints" / ".step_00000012.pt.x.partial").write_bytes(b"half")
 
     subprocess.run(command(work_dir, "--resume"), check=True, capture_output=True)
+    assert not list(work_dir.glob("checkpoints/.*.partial"))
     assert scalars(work_dir) == scalars(uninterrupted)
     assert [entry["step"] for entry in scalars(work_dir)] == list(range(1, UPDATES + 1))
     for name in ("generator.safetensors", "generator-slow.safetensors"):
