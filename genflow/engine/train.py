@@ -62,11 +62,10 @@ def train(
         recipe["seed"] = seed
     work_dir = options.work_dir or Path("work_dirs") / Path(path).stem
     start_process_group(options.launcher)
-    try:
-        return _train(recipe.to_dict(), str(path), work_dir, options)
-    finally:
-        if options.launcher != "none":
-            torch.distributed.destroy_process_group()
+    _train(recipe.to_dict(), str(path), work_dir, options)
+    if options.launcher != "none":  # not after an error: the others may still wait in a collective call
+        torch.distributed.destroy_process_group()
+    return work_dir
 
 
 def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOptions) -> Path:

@@ -219,7 +219,7 @@ def test_folders_that_hold_no_finished_run(refused, tool, here, run):
     Path("empty").mkdir()
     line = "error: empty: not a finished run: recipe.yaml and generator.safetensors missing"
     assert refused(tool, "empty", *more) == line
-    assert "no such file or folder: 'rum'" in refused(tool, "rum", *more)
+    assert "rum: no such run folder; nearest match: 'run'" in refused(tool, "rum", *more)
     assert refused(tool, run / "recipe.yaml", *more).startswith("error: run/recipe.yaml: no such run folder")
     (run / "generator.safetensors").rename(run / "weights")
     line = refused(tool, run, *more)
@@ -289,7 +289,7 @@ def test_options_of_train(refused, tiny, monkeypatch):
 
 def test_names_with_line_breaks_stay_one_line(refused):
     assert refused("train", "a\nb.yaml") == "error: a b.yaml: no such recipe"
-    assert refused("sample", "a\nb", "--out", "x.png").startswith("error: argument run: no such file or folder: 'a b'")
+    assert refused("sample", "a\nb", "--out", "x.png").startswith("error: a b: no such run folder")
 
 
 def test_the_checkpoint_that_is_damaged_above_was_whole(run):
