@@ -12,7 +12,8 @@ class Condition:
 
     Args:
         labels: (B,) int64 class labels; ``num_classes`` (or -1) stands for "no class".
-        guidance: (B,) float guidance scale, in the convention of the generator's method.
+        guidance: (B,) float guidance scale, in the convention of the generator's method; or (B, groups), one
+            scale for each group of a backbone that is made of groups.
         interval: (B, 2) float guidance interval in time.
         duration: (B,) float time span ``t - r`` of an average velocity.
         style: (B, K) int64 style codes.
@@ -38,3 +39,9 @@ class Condition:
     def unlabelled(self, num_classes: int) -> "Condition":
         """The same condition with every label replaced by "no class"."""
         return replace(self, labels=torch.full_like(self.labels, num_classes))
+
+    def of_group(self, index: int) -> "Condition":
+        """The condition that group ``index`` sees: its own guidance scale where each group has one."""
+        if self.guidance is None or self.guidance.dim() == 1:
+            return self
+        return replace(self, guidance=self.guidance[:, index])

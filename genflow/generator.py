@@ -1,9 +1,13 @@
 """Generators: the inference part of a method alone, noise and a Condition in, images out."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from genflow.backbones.base import Backbone
+from genflow.backbones.base import Backbone, GroupedBackbone
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
@@ -26,6 +30,8 @@ class Generator(nn.Module):
     nfe: int = 1
     #: The smallest guidance scale that has a meaning.
     lowest_guidance: float = float("-inf")
+    #: Parts of the network that may each have a guidance scale of their own.
+    guided_groups: int = 1
 
     def __init__(
         self,
@@ -50,12 +56,25 @@ class Generator(nn.Module):
         """A computation with the multiply-adds of one :meth:`forward`, quick to trace."""
         return self(noise, condition)
 
+    def condition(self, labels: Tensor, guidance: float | Sequence[float] | None = None) -> Condition:
+        """The condition of a batch with (B,) labels; ``guidance`` and errors as in :meth:`sample`."""
+        given = self.default_guidance if guidance is None else guidance
+        scales = [given] if isinstance(given, (int, float)) else list(given)
+        for scale in scales:
+            if not scale >= self.lowest_guidance:
+                raise UserError(f"guidance: found {scale}, expected at least {self.lowest_guidance:g}")
+        if len(scales) not in (1, self.guided_groups):
+            more = f" or {self.guided_groups}" if self.guided_groups > 1 else ""
+            raise UserError(f"guidance: found {len(scales)} scales, expected 1{more}")
+        columns = torch.tensor(scales, dtype=torch.float32, device=labels.device).expand(len(labels), -1)
+        return Condition(labels=labels, guidance=columns[:, 0] if len(scales) == 1 else columns)
+
     @torch.no_grad()
     def sample(
         self,
         labels: Tensor,
         seed: int,
-        guidance: float | None = None,
+        guidance: float | Sequence[float] | None = None,
         first_index: int = 0,
         decode: bool = True,
     ) -> Tensor:
@@ -66,7 +85,8 @@ class Generator(nn.Module):
         Args:
             labels: (B,) class labels; ``num_classes`` for "no class".
             seed: seed of the noise.
-            guidance: scale for the whole batch; None takes the generator's default.
+            guidance: scale for the whole batch, or one for each group of the network, in the order of the
+                flow's states that they face; None takes the generator's default.
             first_index: number of the first image.
             decode: decode to pixels; otherwise return the codec's space.
 
@@ -74,17 +94,12 @@ class Generator(nn.Module):
             (B, C, H, W) images in [-1, 1], or undecoded samples.
 
         Raises:
-            UserError: ``guidance`` is below ``lowest_guidance``, or a sample is not finite.
+            UserError: ``guidance`` is below ``lowest_guidance`` or has the wrong number of scales, or a sample is
+                not finite.
         """
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
         noise = Draws(seed, positions).normal("sampling noise", self.noise_shape)
-        scale = self.default_guidance if guidance is None else guidance
-        if not scale >= self.lowest_guidance:
-            raise UserError(f"guidance: found {scale}, expected at least {self.lowest_guidance:g}")
-        condition = Condition(
-            labels=labels, guidance=torch.full((len(labels),), float(scale), device=labels.device)
-        )
-        samples = self(noise, condition)
+        samples = self(noise, self.condition(labels, guidance))
         if not samples.isfinite().all():  # clipping would hide infinite ones
             last = first_index + len(labels) - 1
             raise UserError(f"the generator returned samples that are not finite among images {first_index} to {last}")
@@ -92,15 +107,84 @@ class Generator(nn.Module):
 
 
 class OnePassGenerator(Generator):
-    """A backbone applied once; scale 0 means no guidance."""
+    """A backbone applied once; scale 0 means no guidance.
+
+    Args:
+        network, codec, default_guidance: as in :class:`Generator`.
+        denoiser: a flow whose score step removes the noise that the backbone's samples hold; None for samples
+            that are clean already.
+        noise_std: standard deviation of that noise.
+    """
 
     lowest_guidance = 0.0
 
-    def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 0.0):
+    def __init__(
+        self,
+        network: Backbone,
+        codec: Codec,
+        default_guidance: float = 0.0,
+        denoiser: FlowTeacher | None = None,
+        noise_std: float = 0.0,
+    ):
         super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        self.denoiser = denoiser
+        self.noise_std = noise_std
+        self.nfe = type(self).nfe + (0 if denoiser is None else 1)
+        if isinstance(network, GroupedBackbone):
+            self.guided_groups = network.groups
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        samples = self.counted(noise, condition)
+        if self.denoiser is None:
+            return samples
+        return self.denoiser.denoise(samples, condition.labels if self.denoiser.num_classes else None, self.noise_std)
+
+    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+        """The backbone's pass; a score step (one more forward and its backward) is not counted."""
         return self.network(noise, condition)["main"]
+
+
+class TwoPassGenerator(OnePassGenerator):
+    """Ordinary guidance: the backbone with and without class, (1 + w) * labelled - w * null (spec 3.6).
+
+    The two branches run in one batch. At scale 0 everywhere the null branch is left out.
+
+    Args:
+        per_group: guide the state after every group of a grouped backbone, both branches on the same guided
+            input; otherwise the sample.
+        further arguments: as in :class:`OnePassGenerator`.
+    """
+
+    nfe = 2
+
+    def __init__(self, network: Backbone, codec: Codec, *further: Any, per_group: bool = False, **options: Any):
+        super().__init__(network, codec, *further, **options)
+        if per_group and not isinstance(network, GroupedBackbone):
+            raise ValueError(f"{type(network).__name__} has no groups to guide")
+        self.per_group = per_group
+        self.guided_groups = network.groups if per_group else 1
+
+    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+        network, scale = self.network, condition.guidance
+        plain = replace(condition, guidance=torch.zeros_like(condition.labels, dtype=noise.dtype))
+        if not noise.is_meta and not scale.any():
+            return network(noise, plain)["main"]
+        null = plain.unlabelled(self.num_classes)
+        both = Condition(labels=torch.cat([plain.labels, null.labels]), guidance=plain.guidance.repeat(2))
+        if not self.per_group:
+            return _extrapolate(network(noise.repeat(2, 1, 1, 1), both)["main"], scale)
+        state = network.embed(noise)
+        for index in reversed(range(network.groups)):
+            branches = network.group(index, state.repeat(2, 1, 1), both)
+            state = _extrapolate(branches, condition.of_group(index).guidance)
+        return network.finish(state, plain)
+
+
+def _extrapolate(branches: Tensor, scale: Tensor) -> Tensor:
+    """(2B, ...) labelled rows, then null rows, and (B,) scales to (B, ...) guided rows."""
+    labelled, null = branches.chunk(2)
+    scale = scale.view(-1, *[1] * (labelled.dim() - 1)).to(labelled.dtype)
+    return (1 + scale) * labelled - scale * null
 
 
 class FlowGenerator(Generator):

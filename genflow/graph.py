@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -179,18 +180,28 @@ class ComponentGraph:
             plain[key] = {}
         return self._build(Section("", RecipeSections, {**plain, "model": None}), {}, None)
 
-    def build(self, weights: WeightLoader | None = None, objects: dict[str, Any] | None = None) -> nn.Module:
+    def build(
+        self,
+        weights: WeightLoader | None = None,
+        objects: dict[str, Any] | None = None,
+        for_training: bool = True,
+    ) -> nn.Module:
         """Build the model.
 
         Args:
             weights: loads the artifacts of prerequisites; without it they are built on the meta device,
-                which is enough for counting and for sampling.
+                which is enough for counting.
             objects: filled with every built component by its path in the recipe.
+            for_training: without it the arguments that the method calls ``training_only`` are left out.
 
         Raises:
             UserError: a component refuses its arguments; the line names its path in the recipe.
         """
-        return self._build(self.model, {} if objects is None else objects, weights)
+        model = self.model
+        if not for_training:
+            kept = {name: value for name, value in model.arguments.items() if name not in model.cls.training_only}
+            model = replace(model, arguments=kept)
+        return self._build(model, {} if objects is None else objects, weights)
 
     def build_artifact(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Build the artifact alone and load its weights, or leave it on the meta device without them.

@@ -287,14 +287,20 @@ def _anchor_prerequisites(recipe: dict, path: Path) -> None:
 
 
 def _merge(base: Any, child: Any) -> Any:
-    """Dictionaries merge key by key, everything else replaces; ``_delete_: true`` replaces a dictionary."""
+    """Dictionaries merge key by key, everything else replaces.
+
+    ``_delete_: true`` replaces a dictionary, and alone in one removes the key that holds it.
+    """
     if not isinstance(child, dict):
         return copy.deepcopy(child)
     if not isinstance(base, dict) or child.get("_delete_") is True:
         base, child = {}, {key: value for key, value in child.items() if key != "_delete_"}
     merged = dict(base)
     for key, value in child.items():
-        merged[key] = _merge(base.get(key), value)
+        if value == {"_delete_": True}:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(base.get(key), value)
     return merged
 
 

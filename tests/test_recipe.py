@@ -195,10 +195,13 @@ def test_inheritance_merges_mappings_and_replaces_the_rest(tmp_path):
     }
 
 
-def test_delete_replaces_a_mapping(tmp_path):
-    write(tmp_path, base="a: {x: 1, y: {z: 1}}\nb: {c: 1}\nd: 1")
-    child = "_base_: base.yaml\na: {_delete_: true, y: {w: 2}}\nb: {c: {_delete_: true, e: 1}}\nd: {_delete_: true}"
-    assert load(tmp_path, child) == {"a": {"y": {"w": 2}}, "b": {"c": {"e": 1}}, "d": {}}
+def test_delete_replaces_a_mapping_and_alone_removes_the_key(tmp_path):
+    write(tmp_path, base="a: {x: 1, y: {z: 1}}\nb: {c: 1}\nd: 1\ne: {f: {g: 1}, h: 1}")
+    child = (
+        "_base_: base.yaml\na: {_delete_: true, y: {w: 2}}\nb: {c: {_delete_: true, e: 1}}\nd: {_delete_: true}\n"
+        "e: {f: {_delete_: true}}"
+    )
+    assert load(tmp_path, child) == {"a": {"y": {"w": 2}}, "b": {"c": {"e": 1}}, "e": {"h": 1}}
 
 
 def test_a_key_in_two_bases_is_refused(tmp_path):

@@ -35,15 +35,24 @@ class NodeCost:
     macs: int | None
 
 
-def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None) -> nn.Module:
+def build_on_meta(
+    graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True
+) -> nn.Module:
     """Build the model without memory for its weights."""
     with torch.device("meta"):
-        return graph.build(objects=objects)
+        return graph.build(objects=objects, for_training=for_training)
 
 
 def count_recipe(graph: ComponentGraph) -> GeneratorCost:
-    """Parameters and multiply-adds of the recipe's generator and decoder."""
-    return count_generator(build_on_meta(graph).generator)
+    """Parameters and multiply-adds of the recipe's generator and decoder.
+
+    Raises:
+        UserError: the recipe trains no generator.
+    """
+    generator = build_on_meta(graph, for_training=False).generator
+    if generator is None:
+        raise UserError(f"{graph.source}: model: {graph.model.cls.__name__} trains no generator to count")
+    return count_generator(generator)
 
 
 def summarize(cost: GeneratorCost) -> str:
@@ -58,13 +67,15 @@ def describe(graph: ComponentGraph) -> list[NodeCost]:
     """One row per component under the model, parents first."""
     objects: dict[str, Any] = {}
     method = build_on_meta(graph, objects)
-    cost = count_generator(method.generator)
-    places = {id(module): path for path, module in method.generator.named_modules()}
+    costs, places = {}, {}
+    if method.generator is not None:
+        costs = count_generator(method.generator).by_component
+        places = {id(module): path for path, module in method.generator.named_modules()}
     rows = []
     for node, _ in graph.nodes():
         component = objects[node.path]
         parameters = list(component.parameters()) if isinstance(component, nn.Module) else []
-        macs = cost.by_component.get(places.get(id(component), ""))
+        macs = costs.get(places.get(id(component), ""))
         if component is method:
             macs = None
         elif macs is None and isinstance(component, FlowTeacher):

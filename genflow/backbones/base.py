@@ -1,6 +1,7 @@
 """The contract of backbones."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -30,32 +31,35 @@ class Backbone(nn.Module):
 class GroupedBackbone(Backbone):
     """A backbone made of groups that can be run one by one, as a reverse model of a flow needs it.
 
-    ``groups`` groups and a last, finishing stage map hidden states (B, T, ``width``). Group ``i`` produces
-    the hidden state that faces state ``i`` of the flow's trajectory; the groups run from ``groups - 1``
-    down to 0. Tokens are row-major patches of side ``patch_size``.
+    ``groups`` groups and a last, finishing stage map states (B, T, ``state_features``). Group ``i`` produces
+    the state that faces state ``i`` of the flow's trajectory; the groups run from ``groups - 1`` down to 0.
+    Tokens are row-major patches of side ``patch_size``. States are hidden ones, or lie in the space of the
+    data where ``states`` is ``data``; ``state_features`` is then C * patch_size^2.
     """
 
     groups: int
-    width: int
+    state_features: int
     patch_size: int
+    states: Literal["hidden", "data"] = "hidden"
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, T, W)."""
+        """(B, C, H, W) to the first group's input (B, T, state_features)."""
         raise NotImplementedError
 
-    def group(self, index: int, hidden: Tensor, condition: Condition) -> Tensor:
-        """Run group ``index`` on (B, T, W)."""
+    def group(self, index: int, state: Tensor, condition: Condition) -> Tensor:
+        """Run group ``index`` on (B, T, state_features)."""
         raise NotImplementedError
 
-    def finish(self, hidden: Tensor, condition: Condition) -> Tensor:
-        """The finishing stage: (B, T, W) to (B, C, H, W)."""
+    def finish(self, state: Tensor, condition: Condition) -> Tensor:
+        """The finishing stage: (B, T, state_features) to (B, C, H, W)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
         if tuple(heads) != ("main",):
             raise ValueError(f"{type(self).__name__} has the head 'main' only, found {', '.join(heads)}")
-        hidden = self.embed(x)
+        state = self.embed(x)
         for index in reversed(range(self.groups)):
-            hidden = self.group(index, hidden, condition)
-        return {"main": self.finish(hidden, condition)}
+            state = self.group(index, state, condition.of_group(index))
+        # The finishing stage continues group 0.
+        return {"main": self.finish(state, condition.of_group(0))}

@@ -1,5 +1,7 @@
 """The bidirectional reverse transformer of BiFlow (arXiv 2512.10953, spec 3.3)."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,6 +80,9 @@ class GroupedTransformer(GroupedBackbone):
         denoise_layers: layers of the denoising group; 0 leaves it out.
         num_classes: classes.
         class_tokens, guidance_tokens: in-context tokens per group.
+        states: ``hidden`` keeps the width between groups; ``data`` projects every group's output to the
+            features of a token, which the next group embeds again (the hidden distillation of BiFlow's
+            ablation, spec 3.4).
 
     Raises:
         ValueError: sizes that do not divide.
@@ -98,6 +103,7 @@ class GroupedTransformer(GroupedBackbone):
         num_classes: Positive = 1000,
         class_tokens: NotNegative = 8,
         guidance_tokens: NotNegative = 4,
+        states: Literal["hidden", "data"] = "hidden",
     ):
         super().__init__()
         side = grid_side(image_size, patch_size)
@@ -106,8 +112,14 @@ class GroupedTransformer(GroupedBackbone):
         self.num_classes = num_classes
         self.patch_size = patch_size
         self.groups = groups
-        self.width = width
-        self.input = nn.Linear(features, width)
+        self.states = states
+        self.state_features = width if states == "hidden" else features
+        if states == "hidden":
+            self.input = nn.Linear(features, width)
+        else:
+            # entries[groups] is the finishing stage's.
+            self.entries = nn.ModuleList(nn.Linear(features, width) for _ in range(groups + 1))
+            self.exits = nn.ModuleList(nn.Linear(width, features) for _ in range(groups))
         self.guidance_embedding = nn.Linear(_GUIDANCE_FEATURES, width)
         self.group_layers = nn.ModuleList(
             TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens)
@@ -137,12 +149,16 @@ class GroupedTransformer(GroupedBackbone):
         return self.guidance_embedding(features.to(self.guidance_embedding.weight.dtype)).unsqueeze(1)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.input(patchify(x, self.patch_size))
+        tokens = patchify(x, self.patch_size)
+        return self.input(tokens) if self.states == "hidden" else tokens
 
-    def group(self, index: int, hidden: Tensor, condition: Condition) -> Tensor:
-        return self.group_layers[index](hidden, condition.labels, self._guidance(condition), self.angles)
+    def group(self, index: int, state: Tensor, condition: Condition) -> Tensor:
+        hidden = state if self.states == "hidden" else self.entries[index](state)
+        hidden = self.group_layers[index](hidden, condition.labels, self._guidance(condition), self.angles)
+        return hidden if self.states == "hidden" else self.exits[index](hidden)
 
-    def finish(self, hidden: Tensor, condition: Condition) -> Tensor:
+    def finish(self, state: Tensor, condition: Condition) -> Tensor:
+        hidden = state if self.states == "hidden" else self.entries[self.groups](state)
         if self.denoise_layers is not None:
             hidden = self.denoise_layers(hidden, condition.labels, self._guidance(condition), self.angles)
         tokens = self.output(self.output_norm(hidden))

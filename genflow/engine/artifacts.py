@@ -1,6 +1,8 @@
 """Run folders: the resolved recipe, the generator's weights and the metrics, and loading them again."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from torch import Tensor
 from genflow.errors import UserError, nearest
 from genflow.generator import Generator
 from genflow.graph import ComponentGraph
+from genflow.methods.base import Method
 from genflow.recipe import dump_yaml, load_recipe
-from genflow.weights import check_state, read_weights, write_text, write_weights
+from genflow.weights import check_state, read_weights, write_atomically, write_text, write_weights
 
 RECIPE_FILE = "recipe.yaml"
 WEIGHTS_FILE = "generator.safetensors"
@@ -48,9 +51,30 @@ def weights_file(run_dir: Path, average: str | None = None) -> Path:
     return run_dir / (WEIGHTS_FILE if average is None else f"generator-{average}.safetensors")
 
 
-def write_generator(run_dir: Path, generator: Generator, average: str | None = None) -> None:
-    """Write the weights of the generator's network (never the codec's)."""
-    write_weights(weights_file(run_dir, average), generator.network.state_dict())
+def write_artifact(run_dir: Path, method: Method, average: str | None = None) -> None:
+    """Write the weights of what the method trains (the generator's network, never the codec)."""
+    write_weights(weights_file(run_dir, average), method.artifact_module.state_dict())
+
+
+def prerequisite_file(run_dir: Path, name: str) -> Path:
+    """Where a run keeps the weights of a prerequisite."""
+    return run_dir / "prerequisites" / f"{name}.safetensors"
+
+
+def keep_prerequisite(run_dir: Path, name: str, source: Path) -> None:
+    """Put the weights of the finished run ``source`` into ``run_dir``, so that its folder stands alone.
+
+    Both folders share one copy on disk where the file system can: files of weights are replaced, never changed.
+    """
+
+    def link(temporary: Path) -> None:
+        temporary.unlink()
+        try:
+            os.link(weights_file(source), temporary)
+        except OSError:  # another file system
+            shutil.copyfile(weights_file(source), temporary)
+
+    write_atomically(prerequisite_file(run_dir, name), link)
 
 
 def read_artifact(run_dir: Path) -> dict[str, Tensor]:
@@ -78,10 +102,22 @@ def load_generator(
 ) -> Generator:
     """Build a run's generator with its weights, in evaluation mode; training-only parts are left behind.
 
+    Args and errors are those of :func:`load_method`; a run that trained something else is an error, too.
+    """
+    generator = load_method(graph, run_dir, average).generator
+    if generator is None:
+        raise UserError(f"{run_dir}: {graph.model.cls.__name__} trains no generator, there is nothing to sample")
+    return generator.to(device)
+
+
+def load_method(graph: ComponentGraph, run_dir: Path, average: str | None = None) -> Method:
+    """Build a run's method with the weights that the folder holds, frozen and in evaluation mode.
+
+    Weights for training only, such as projections, are not in a run's artifact and stay at random.
+
     Args:
         graph: what :func:`open_run` returned.
         run_dir: the run folder.
-        device: where to put it.
         average: an average of the weights other than the exported one, by its name in the recipe.
 
     Raises:
@@ -94,13 +130,18 @@ def load_generator(
             f"{run_dir}: no average '{average}' (there is: {', '.join(names) or 'none'}){nearest(average, names)}"
         )
     state = read_weights(path)
-    generator = graph.build().generator
     try:
-        check_state(generator.network.state_dict(), state)
+        method = graph.build(lambda name: read_weights(prerequisite_file(run_dir, name)), for_training=False)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{run_dir}: a prerequisite's weights do not fit {run_dir / RECIPE_FILE}: {error}") from None
+    try:
+        check_state(method.artifact_module.state_dict(), state)
     except ValueError as error:
         raise UserError(f"{path}: does not fit {run_dir / RECIPE_FILE}: {error}") from None
-    generator.network.load_state_dict(state)
-    return generator.to(device).eval().requires_grad_(False)
+    method.artifact_module.load_state_dict(state)
+    return method.eval().requires_grad_(False)
 
 
 def _check_run(run_dir: Path) -> None:

@@ -94,9 +94,9 @@ class SampleGridHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step = batch_idx + 1
         due = self.section.interval and step % self.section.interval == 0
-        if not is_main() or not (due or step == runner.max_iters):
-            return
         method, section = runner.method, self.section
+        if not is_main() or method.generator is None or not (due or step == runner.max_iters):
+            return
         classes = min(section.classes, method.generator.num_classes) or 1
         device = next(method.parameters()).device
         labels = torch.arange(classes, device=device).repeat_interleave(section.per_class)
@@ -113,7 +113,7 @@ class SampleGridHook(Hook):
 
 
 class CostHook(Hook):
-    """Logs parameters and multiply-adds of the generator that is trained."""
+    """Logs what the model that is trained costs."""
 
     def __init__(self, line: str):
         self.line = line

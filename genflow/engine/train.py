@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from genflow.analysis.flops import GeneratorCost
+from genflow.codecs.base import Codec
 from genflow.engine import artifacts
 from genflow.engine.averages import WeightAverage, swapped
 from genflow.engine.checkpoint import TrainingState, find_checkpoints, set_aside_later
@@ -20,6 +22,7 @@ from genflow.engine.distributed import (
     training_device,
 )
 from genflow.errors import UserError
+from genflow.feature_encoders.base import FeatureEncoder
 from genflow.graph import ComponentGraph
 from genflow.methods.base import Method
 from genflow.recipe import load_recipe
@@ -27,6 +30,7 @@ from genflow.weights import read_checkpoint
 
 AUTO = "auto"
 CODEC_HINT = "set its 'weights', e.g. GENFLOW_SD_VAE=path/to/sd-vae-ft-mse for the ImageNet recipes"
+ENCODER_HINT = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
 
 
 @dataclass(frozen=True)
@@ -93,32 +97,36 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
             raise
         except ValueError as error:
             raise UserError(f"{source}: a prerequisite's weights do not fit its recipe: {error}") from None
-    return _run(graph, method, data, work_dir, checkpoint, recipe, options, cost)
+    return _run(graph, method, data, work_dir, checkpoint, recipe, options, cost, runs)
 
 
-def _check_model(graph: ComponentGraph, dataset: Any) -> Any:
-    """Build the model on the meta device, see that it fits the data, and count its cost.
+def _check_model(graph: ComponentGraph, dataset: Any) -> GeneratorCost | None:
+    """Build the model on the meta device, see that it fits the data, and count its generator, if it trains one.
 
     Raises:
-        UserError: it does not fit, or cannot decode what it generates.
+        UserError: it does not fit, or lacks weights that training needs.
     """
     from genflow.analysis.description import build_on_meta
     from genflow.analysis.flops import count_generator
 
-    generator = build_on_meta(graph).generator
-    if dataset.image_shape != generator.codec.latent_shape:
+    method: Method = build_on_meta(graph)
+    if dataset.image_shape != method.image_shape:
         raise UserError(
             f"{graph.source}: train_dataloader.dataset: its images are {dataset.image_shape}, "
-            f"the model takes {generator.codec.latent_shape}"
+            f"the model takes {method.image_shape}"
         )
-    if generator.num_classes not in (0, dataset.num_classes):
+    if method.num_classes not in (0, dataset.num_classes):
         raise UserError(
             f"{graph.source}: train_dataloader.dataset: it has {dataset.num_classes} classes, "
-            f"the model {generator.num_classes}"
+            f"the model {method.num_classes}"
         )
-    if not generator.codec.can_decode:
-        raise UserError(f"{graph.source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
-    return count_generator(generator)
+    for module in method.modules():
+        if isinstance(module, Codec) and not module.can_decode:
+            raise UserError(f"{graph.source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
+        if isinstance(module, FeatureEncoder) and not module.has_weights:
+            name = type(module).__name__
+            raise UserError(f"{graph.source}: the encoder {name} has no weights: {ENCODER_HINT}")
+    return None if method.generator is None else count_generator(method.generator)
 
 
 def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
@@ -197,7 +205,8 @@ def _run(
     checkpoint: Path | None,
     recipe: dict[str, Any],
     options: TrainOptions,
-    cost: Any,
+    cost: GeneratorCost | None,
+    runs: dict[str, Path],
 ) -> Path:
     # mmengine's runner loads slowly and imports OpenCV; a mistake in a recipe is told before that.
     from genflow.analysis.description import summarize
@@ -241,6 +250,8 @@ def _run(
     )
     if is_main():
         artifacts.write_recipe(work_dir, recipe)
+        for name, run_dir in runs.items():
+            artifacts.keep_prerequisite(work_dir, name, run_dir)
         set_aside_later(work_dir, start)
     default_hooks = {
         "logger": hooks.ConsoleHook(interval=settings.default_hooks.logger.interval),
@@ -251,7 +262,7 @@ def _run(
         hooks.ScalarsHook(),
         hooks.AverageHook(),
         hooks.SampleGridHook(settings.default_hooks.samples),
-        hooks.CostHook(f"generator: {summarize(cost)}"),
+        hooks.CostHook(f"generator: {summarize(cost)}" if cost else f"{len(parameters)} trained tensors"),
         *(graph.section("custom_hooks") or []),
     ]
     runner = Runner(
@@ -271,8 +282,10 @@ def _run(
     return work_dir
 
 
-def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, cost: Any, updates: int) -> None:
-    """Write generator weights (every average), metrics and, if the recipe says how, evaluate."""
+def _finish(
+    graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, cost: GeneratorCost | None, updates: int
+) -> None:
+    """Write the trained weights (every average), metrics and, if the recipe says how, evaluate."""
     from genflow.evaluation.report import evaluate_run, format_report
 
     method, weights = runner.method.eval(), runner.method.trained_parameters()
@@ -280,15 +293,16 @@ def _finish(graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, 
     for name, average in runner.state.averages.items():
         if average is not exported:
             with swapped(weights, average):
-                artifacts.write_generator(work_dir, method.generator, name)
+                artifacts.write_artifact(work_dir, method, name)
     with swapped(weights, exported):
-        artifacts.write_generator(work_dir, method.generator)
+        artifacts.write_artifact(work_dir, method)
     metrics = {
         "updates": runner.max_iters,
         "images": runner.max_iters * runner.batch_size,
         "seed": runner.settings.seed,
-        "generator": {key: value for key, value in asdict(cost).items() if key != "by_component"},
     }
+    if cost is not None:
+        metrics["generator"] = {key: value for key, value in asdict(cost).items() if key != "by_component"}
     if updates:
         metrics["training"] = {
             "seconds_since_start_or_resume": round(seconds, 1),

@@ -1,1 +1,2 @@
+from genflow.guidance.classifier_free import ClassifierFreeGuidance
 from genflow.guidance.training_time_cfg import TrainingTimeCFG

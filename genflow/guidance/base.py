@@ -6,9 +6,12 @@ from genflow.draws import Draws
 
 
 class Guidance(nn.Module):
-    """Guidance that is learned in training, so that one pass samples at any scale."""
+    """What training does for guidance."""
 
     kind = "guidance"
+    #: Whether the model learns to output guided quantities, so that one pass samples at any scale and losses
+    #: see what :meth:`recover` returns; otherwise sampling takes two passes.
+    in_training: bool = True
 
     def draw(self, draws: Draws) -> Tensor:
         """(B,) guidance scales for a batch."""

@@ -1,1 +1,3 @@
 from genflow.inverse_heads.hidden_alignment import HiddenAlignment
+from genflow.inverse_heads.hidden_distillation import HiddenDistillation
+from genflow.inverse_heads.naive_distillation import NaiveDistillation

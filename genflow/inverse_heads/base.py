@@ -16,7 +16,8 @@ class InverseOutput:
 
     Args:
         sample: (B, C, H, W) the unguided sample that the losses see.
-        hidden: hidden[i] faces state i of the trajectory, i = 0 .. blocks - 1; unguided as well.
+        hidden: hidden[i] faces state i of the trajectory, i = 0 .. blocks - 1; unguided as well. Empty for a
+            head that supervises the sample alone.
     """
 
     sample: Tensor
@@ -28,6 +29,8 @@ class InverseHead(nn.Module):
 
     kind = "inverse head"
     backbone: Backbone
+    #: Whether the groups of the backbone are supervised, so that guidance can act on each of them.
+    supervises_groups: bool = True
 
     def check_teacher(self, teacher: FlowTeacher) -> None:
         """Check that this head can be supervised by ``teacher``'s trajectories.

@@ -13,21 +13,45 @@ from genflow.weights import check_state
 class Method(BaseModel):
     """A trainable system.
 
-    A subclass lists in ``frozen`` its components that training leaves alone, and in ``artifact`` the
-    constructor argument (a dotted path) that becomes the generator's network; it is what another recipe
-    gets that names this one as a prerequisite. The constructor builds ``generator`` from its components,
-    sharing their weights.
+    A subclass lists in ``frozen`` its components that training leaves alone (some may be None), and in
+    ``artifact`` the constructor argument (a dotted path) whose weights a run saves: the generator's network, or
+    what the method trains for other recipes, which get it when they name this one as a prerequisite. The
+    constructor builds ``generator`` from its components, sharing their weights; a method that trains something
+    else than a generator leaves it None.
     """
 
     kind = "method"
     frozen: tuple[str, ...] = ()
+    #: Optional constructor arguments that neither sampling nor counting needs.
+    training_only: tuple[str, ...] = ()
     artifact: str
-    generator: Generator
+    generator: Generator | None
+
+    def __init__(self):
+        super().__init__()
+        self.generator = None
+
+    @property
+    def artifact_module(self) -> nn.Module:
+        """The component that ``artifact`` names."""
+        return self.get_submodule(self.artifact)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images or stored latents that it trains on."""
+        return self.generator.codec.latent_shape
+
+    @property
+    def num_classes(self) -> int:
+        """The classes that it can tell apart; 0 if it does not look at labels."""
+        return self.generator.num_classes
 
     def freeze(self) -> None:
         """Take gradients from the frozen components and keep them in evaluation mode; call it last."""
         for name in self.frozen:
-            getattr(self, name).requires_grad_(False)
+            component = getattr(self, name)
+            if component is not None:
+                component.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> "Method":

@@ -1,5 +1,7 @@
 """BiFlow (arXiv 2512.10953): a free bidirectional transformer learns the inverse of a frozen flow."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -7,11 +9,12 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generator import OnePassGenerator
+from genflow.generator import OnePassGenerator, TwoPassGenerator
 from genflow.guidance.base import Guidance
 from genflow.inverse_heads.base import InverseHead
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
+from genflow.perceptual import PerceptualLoss, PerceptualSection
 from genflow.registry import METHODS
 from genflow.slots import Size
 
@@ -21,22 +24,27 @@ class BiFlow(Method):
     """Stage 2: align the reverse model with the flow's trajectory and reconstruct the clean data.
 
     The flow maps noisy data to noise in one parallel pass; the reverse model maps it back to clean data,
-    so that it denoises as it inverts (spec 3.4, 3.7).
+    so that it denoises as it inverts, or to the noisy data itself (spec 3.4, 3.7).
 
     Args:
         teacher: the trained flow; frozen.
         inverse: the reverse model with its supervision.
         codec: decodes samples.
-        reconstruction: distance between samples and clean data.
+        reconstruction: distance between samples and data.
         noise_std: standard deviation of the noise added to normalised data, the teacher's own.
-        guidance: guidance learned in training; None trains without, and without dropping labels.
+        guidance: guidance learned in training, or ordinary guidance by two passes; None trains without, and
+            without dropping labels.
         default_guidance: scale used for sampling when none is asked for.
+        denoising: ``learned``: the reverse model reconstructs clean data; ``none``: the noisy data that the flow
+            saw; ``score``: the noisy data, and sampling ends with a score step of the teacher.
+        perceptual: distances between decoded samples and decoded data, beside the reconstruction.
 
     Raises:
         ValueError: teacher, reverse model and codec do not fit each other, or a default scale without guidance.
     """
 
-    frozen = ("teacher", "codec")
+    frozen = ("teacher", "codec", "perceptual")
+    training_only = ("perceptual",)
     artifact = "inverse.backbone"
 
     def __init__(
@@ -48,6 +56,8 @@ class BiFlow(Method):
         noise_std: Size,
         guidance: Guidance | None = None,
         default_guidance: float = 0.0,
+        denoising: Literal["learned", "score", "none"] = "learned",
+        perceptual: PerceptualSection | None = None,
     ):
         super().__init__()
         backbone = inverse.backbone
@@ -66,7 +76,16 @@ class BiFlow(Method):
         self.reconstruction = reconstruction
         self.noise_std = noise_std
         self.guidance = guidance
-        self.generator = OnePassGenerator(backbone, codec, default_guidance)
+        self.denoising = denoising
+        self.perceptual = None if perceptual is None else PerceptualLoss(perceptual)
+        denoiser = teacher if denoising == "score" else None
+        if guidance is None or guidance.in_training:
+            self.generator = OnePassGenerator(backbone, codec, default_guidance, denoiser, noise_std)
+        else:
+            per_group = inverse.supervises_groups
+            self.generator = TwoPassGenerator(
+                backbone, codec, default_guidance, denoiser, noise_std, per_group=per_group
+            )
         self.freeze()
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
@@ -81,7 +100,13 @@ class BiFlow(Method):
             trajectory = self.teacher(noisy, labels)
         output = self.inverse(trajectory.latent, Condition(labels=labels, guidance=scale), self.guidance)
         terms = self.inverse.supervise(output.hidden, trajectory)
-        terms["reconstruction"] = self.reconstruction(output.sample, clean)
+        target = clean if self.denoising == "learned" else noisy
+        terms["reconstruction"] = self.reconstruction(output.sample, target)
+        if self.perceptual is not None:
+            with torch.no_grad():
+                target_images = self.codec.decode(target)
+            distances = self.perceptual(self.codec.decode(output.sample), target_images, draws)
+            terms |= {f"perceptual_{name}": value for name, value in distances.items()}
         means = {name: value.mean() for name, value in terms.items()}
         # Squares, not their roots: a mean over parts of a batch is then that of the whole.
         squares = {f"state_square_{index}": state.square().mean() for index, state in enumerate(trajectory.states)}

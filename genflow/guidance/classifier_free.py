@@ -1,0 +1,35 @@
+"""Ordinary classifier-free guidance: two passes at sampling (Ho and Salimans, arXiv 2207.12598; BiFlow, spec 3.6)."""
+
+import torch
+from torch import Tensor
+
+from genflow.draws import Draws
+from genflow.guidance.base import Guidance
+from genflow.registry import GUIDANCE
+from genflow.slots import Share
+
+
+@GUIDANCE.register_module()
+class ClassifierFreeGuidance(Guidance):
+    """Training drops labels and nothing else; sampling evaluates the model with and without class.
+
+    Args:
+        label_drop: share of samples that lose their label.
+    """
+
+    in_training = False
+
+    def __init__(self, label_drop: Share = 0.1):
+        super().__init__()
+        self.label_drop = label_drop
+
+    def draw(self, draws: Draws) -> Tensor:
+        """Zeros: the model is not told a scale."""
+        return torch.zeros(len(draws), device=draws.positions.device)
+
+    def drop_labels(self, labels: Tensor, num_classes: int, draws: Draws) -> Tensor:
+        return torch.where(draws.uniform("label drop") < self.label_drop, num_classes, labels)
+
+    def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
+        """``guided`` itself, which is not guided here."""
+        return guided
