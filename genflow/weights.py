@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from genflow.errors import UserError
 
@@ -74,6 +74,37 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a complete safetensors file: {_line(error)}") from None
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dictionary: safetensors by its suffix, else what torch.save wrote, alone or as the entry ``model``.
+
+    Raises:
+        UserError: the file is missing, truncated, holds pickled objects or something else than tensors by name.
+    """
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    state = _unpickle(path, "weights file")
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise UserError(f"{path}: not a state dictionary: expected tensors by name")
+    return state
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load what was read from ``path``.
+
+    Raises:
+        UserError: keys or shapes differ; names the first one.
+    """
+    try:
+        check_state(module.state_dict(), state)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    module.load_state_dict(state)
+
+
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain Python values with torch.save."""
     write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
@@ -85,20 +116,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, truncated, or holds pickled objects.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        with warnings.catch_warnings():  # about pickles of another sort, which are refused
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: a checkpoint may hold tensors and plain values only") from None
-    except Exception as error:  # a damaged file makes the unpickler fail anywhere
-        raise UserError(f"{path}: not a complete checkpoint: {_line(error)}") from None
+    state = _unpickle(path, "checkpoint")
     for name, kind in _FIELDS.items():
         if not isinstance(state, dict) or not isinstance(state.get(name), kind):
             raise UserError(f"{path}: not a training checkpoint of GenFlow: it has no '{name}'")
     return state
+
+
+def _unpickle(path: Path, what: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such {what}")
+    try:
+        with warnings.catch_warnings():  # about pickles of another sort, which are refused
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: a {what} may hold tensors and plain values only") from None
+    except Exception as error:  # a damaged file makes the unpickler fail anywhere
+        raise UserError(f"{path}: not a complete {what}: {_line(error)}") from None
 
 
 def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
