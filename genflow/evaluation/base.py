@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from genflow.generator import Generator
 
@@ -44,3 +45,7 @@ class Evaluator:
     def reference(self) -> dict[str, float]:
         """The same figures for real data, where they have a meaning; empty otherwise."""
         return {}
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float | None:
+        """The share of (B, C, H, W) images in [-1, 1] that show their (B,) labels; None without a classifier."""
+        return None

@@ -55,22 +55,24 @@ class DigitsEvaluator(Evaluator):
         parts = []
         for first in range(0, self.num_samples, self.batch_size):
             asked = labels[first : first + self.batch_size].to(device)
-            images = generator.sample(asked, seed, guidance, first)
-            if images.shape[1:] != Digits.image_shape:
-                raise UserError(
-                    f"DigitsEvaluator: the generator makes images of shape {tuple(images.shape[1:])}, "
-                    f"expected {Digits.image_shape}"
-                )
-            parts.append(images.cpu())
+            parts.append(generator.sample(asked, seed, guidance, first).cpu())
             if progress is not None:
                 progress(first + len(asked), self.num_samples)
-        pixels = _pixels(torch.cat(parts))
-        return {"accuracy": self._accuracy(pixels, labels), **self._distances(pixels)}
+        images = torch.cat(parts)
+        return {"accuracy": self.accuracy(images, labels), **self._distances(_pixels(images))}
 
     def reference(self) -> dict[str, float]:
         """The figures of real digits: accuracy on the held-out half, the training half as if generated."""
-        accuracy = self._accuracy(_pixels(self._test.images), self._test.labels)
+        accuracy = self.accuracy(self._test.images, self._test.labels)
         return {"accuracy": accuracy, **self._distances(_pixels(self._train.images))}
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """As :meth:`Evaluator.accuracy`, by the classifier.
+
+        Raises:
+            UserError: images of another shape than (1, 8, 8).
+        """
+        return float(self._classifier.score(_pixels(images), labels.numpy()))
 
     @cached_property
     def _train(self) -> Digits:
@@ -87,9 +89,6 @@ class DigitsEvaluator(Evaluator):
 
         return SVC(gamma=0.02, C=10).fit(_pixels(self._train.images), self._train.labels.numpy())
 
-    def _accuracy(self, pixels: NDArray[np.float64], labels: Tensor) -> float:
-        return float(self._classifier.score(pixels, labels.numpy()))
-
     def _distances(self, pixels: NDArray[np.float64]) -> dict[str, float]:
         real = _pixels(self._test.images)
         precision, recall = precision_recall(real, pixels, k=3)
@@ -98,4 +97,8 @@ class DigitsEvaluator(Evaluator):
 
 def _pixels(images: Tensor) -> NDArray[np.float64]:
     """(N, 1, 8, 8) images to (N, 64) float64."""
+    if images.shape[1:] != Digits.image_shape:
+        raise UserError(
+            f"DigitsEvaluator: found images of shape {tuple(images.shape[1:])}, expected {Digits.image_shape}"
+        )
     return images.flatten(1).double().numpy()

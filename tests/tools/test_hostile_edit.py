@@ -1,0 +1,152 @@
+"""What a user or a stranger may give tools/edit.py: one line on stderr, exit code 2, nothing executed or written."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+INPAINT = ["inpaint", "--mask", "left", "--out", "x.png"]
+CLASS_EDIT = ["class-edit", "--from", "3", "--to", "8", "--out", "x.png"]
+
+
+class Payload:
+    """Pickles as a call that creates the folder ``marker``."""
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("marker",)
+
+
+@pytest.fixture
+def run(biflow_run, here):
+    """A copy of the tiny BiFlow run in the working folder, and what the cases below name."""
+    Image.new("L", (8, 8)).save("digit_class3.png")
+    Image.new("L", (8, 8)).save("plain.png")
+    Image.new("L", (8, 8)).save("far_class10.png")
+    Image.new("L", (8, 9)).save("tall_class3.png")
+    Image.new("I;16", (8, 8)).save("deep_class3.png")
+    Path("text_class3.png").write_text("no picture")
+    Path("cut_class3.png").write_bytes(Path("digit_class3.png").read_bytes()[:45])
+    Path("empty").mkdir()
+    images, labels = np.zeros((2, 8, 8, 1), dtype=np.uint8), np.array([3, 3])
+    np.savez("good.npz", images=images, labels=labels)
+    np.savez("nothing.npz", images=images[:0], labels=labels[:0])
+    np.savez("float.npz", images=images.astype(float), labels=labels)
+    np.savez("short.npz", images=images, labels=labels[:1])
+    np.savez("colour.npz", images=images.repeat(3, axis=3), labels=labels)
+    np.savez("pickled.npz", images=np.array([Payload()], dtype=object), labels=labels)
+    np.savez("lacking.npz", images=images)
+    Path("text.npz").write_text("no archive")
+    return Path(shutil.copytree(biflow_run, here / "run").name)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("6,0,3,2", "--mask: the box 6,0,3,2 does not lie inside images of 8 x 8 pixels"),
+        ("0,9,1,1", "--mask: the box 0,9,1,1 does not lie inside images of 8 x 8 pixels"),
+        ("1,1,0,4", "--mask: the box 1,1,0,4 does not lie inside images of 8 x 8 pixels"),
+        (f"0,0,1,{10**30}", f"--mask: the box 0,0,1,{10**30} does not lie inside images of 8 x 8 pixels"),
+        ("tall_class3.png", "tall_class3.png: found 9 x 8 pixels, expected 8 x 8"),
+        ("text_class3.png", "text_class3.png: not a readable picture: cannot identify image file"),
+        ("0,0,4", "--mask: found '0,0,4', expected top,left,height,width, one of left, right, top, bottom, center, or"),
+        ("botom", "--mask: found 'botom', expected top,left,height,width, one of left, right, top, bottom, center, or"),
+    ],
+)
+def test_masks(refused, run, mask, message):
+    line = refused("edit", run, *INPAINT, "--mask", mask)
+    assert line.startswith(f"error: {message}")
+    assert mask != "botom" or line.endswith("; nearest match: 'bottom'")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("digit_clas3.png", "digit_clas3.png: no such file or folder; nearest match: 'digit_class3.png'"),
+        ("empty", "empty: this folder holds no .png files"),
+        ("tall_class3.png", "tall_class3.png: found 9 x 8 pixels, expected 8 x 8"),
+        ("deep_class3.png", "deep_class3.png: a picture of mode I;16, expected 8 bits per channel"),
+        ("text_class3.png", "text_class3.png: not a readable picture: cannot identify image file"),
+        ("cut_class3.png", "cut_class3.png: not a readable picture: "),
+        ("text.npz", "text.npz: not an archive of images and labels: "),
+        ("pickled.npz", "pickled.npz: not an archive of images and labels: Object arrays cannot be loaded"),
+        ("lacking.npz", "lacking.npz: not an archive of images and labels: 'labels is not a file in the archive'"),
+        ("nothing.npz", "nothing.npz: images of shape (0, 8, 8, 1) and type uint8, expected (N, H, W, C) uint8"),
+        ("float.npz", "float.npz: images of shape (2, 8, 8, 1) and type float64, expected (N, H, W, C) uint8"),
+        ("short.npz", "short.npz: labels of shape (1,) and type int64, expected (2,) integers"),
+        ("colour.npz", "colour.npz: found images of 3 channels, expected 1"),
+    ],
+)
+def test_images(refused, run, here, image, message):
+    assert refused("edit", run, *INPAINT, "good.npz", image).startswith(f"error: {message}")
+    assert refused("edit", run, *CLASS_EDIT, image).startswith(f"error: {message}")
+    assert not (here / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*CLASS_EDIT, "--from", "10"], "--from: found 10, expected 0 to 9"),
+        ([*CLASS_EDIT, "--to", "-1"], "--to: found -1, expected 0 to 9"),
+        ([*CLASS_EDIT, "--from", "4", "digit_class3.png", "good.npz"], "none of the 3 pictures is of class 4"),
+        ([*INPAINT, "--labels", "10"], "--labels: found 10, expected 0 to 9"),
+        ([*INPAINT, "good.npz", "--labels", "1", "2", "3"], "--labels: found 3 classes for 2 images"),
+        ([*INPAINT, "plain.png"], "--labels: missing, 1 of the pictures have no class in their name (_classN)"),
+        ([*INPAINT, "far_class10.png"], "found an image of class 10, expected 0 to 9"),
+        ([*INPAINT, "--guidance", "nan"], "--guidance: found nan, expected a finite number"),
+        ([*INPAINT, "--guidance", "1", "inf"], "--guidance: found inf, expected a finite number"),
+        ([*INPAINT, "--guidance", "-1"], "guidance: found -1.0, expected at least 0"),
+        ([*CLASS_EDIT, "--guidance", "1", "2", "3"], "guidance: found 3 scales, expected 1 or 2"),
+        ([*INPAINT, "--num", "0"], "--num: found 0, expected at least 1"),
+        ([*INPAINT, "--batch-size", "-1"], "--batch-size: found -1, expected at least 1"),
+        ([*INPAINT, "--average", "slow"], "run: no average 'slow' (there is: none)"),
+        ([*INPAINT, "--out", "x.jpg"], "--out: found 'x.jpg', expected a name ending in .png"),
+        ([*INPAINT, "--out", "x"], "--out: found 'x', expected a name ending in .png"),
+        ([*INPAINT, "--out-images", "x.png"], "--out-images: found 'x.png', expected a name ending in .npz or a fold"),
+        ([*INPAINT, "--out-images", "run/recipe"], "--out-images: 'run/recipe' is a file already"),
+        ([*INPAINT, "plain.png", "--labels", "1", "--out", "./plain.png"], "--out: 'plain.png' holds what is to be ed"),
+        ([*INPAINT, "--mask", "plain.png", "--out", "plain.png"], "--out: 'plain.png' holds what is to be edited"),
+        ([*INPAINT, "good.npz", "--out-images", "good.npz"], "--out-images: 'good.npz' holds what is to be edited"),
+        ([*INPAINT, "digit_class3.png", "--out-images", "../here"], "--out-images: '../here' holds what is to be edi"),
+        ([*INPAINT, "--cfg-options", "train_dataloader=null"], "run/recipe.yaml: train_dataloader: missing; name the "),
+        (
+            [*INPAINT, "--cfg-options", "train_dataloader.dataset.split=tests"],
+            "run/recipe.yaml: train_dataloader.dataset.split: found 'tests', expected one of 'train', 'test'",
+        ),
+        (["inpaint", "--out", "x.png"], "the following arguments are required: --mask (--help shows an example)"),
+        ([*CLASS_EDIT[:-2]], "the following arguments are required: --out (--help shows an example)"),
+        ([*CLASS_EDIT, "--mask", "left"], "unrecognized arguments: --mask (--help shows an example)"),
+        (["outpaint"], "argument edit: invalid choice: 'outpaint' (choose from 'inpaint', 'class-edit') (--help shows"),
+    ],
+)
+def test_options(refused, run, arguments, message):
+    if "run/recipe" in arguments:
+        (run / "recipe").write_text("mine")
+    assert refused("edit", run, *arguments).startswith(f"error: {message}")
+
+
+def test_runs_that_cannot_edit(refused, run, finished_run, here):
+    shutil.copytree(finished_run, here / "flow")
+    line = "error: flow: a run of MaximumLikelihood has no teacher; editing needs a run of BiFlow"
+    assert refused("edit", "flow", *INPAINT) == refused("edit", "flow", *CLASS_EDIT) == line
+    assert refused("edit", "empty", *INPAINT).startswith("error: empty: not a finished run: recipe.yaml and generator")
+    assert "rum: no such run folder; nearest match: 'run'" in refused("edit", "rum", *INPAINT)
+    shutil.rmtree(run / "prerequisites")
+    assert refused("edit", run, *INPAINT) == "error: run/prerequisites/teacher.safetensors: no such weights file"
+
+
+def test_nothing_in_the_data_set_is_of_the_class(refused, run):
+    Path("threes.py").write_text(
+        "from genflow.data import Digits\n"
+        "from genflow.registry import DATASETS\n\n\n"
+        "@DATASETS.register_module()\n"
+        "class Threes(Digits):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.labels.fill_(3)\n"
+    )
+    options = ["--cfg-options", "custom_imports=[threes]", "train_dataloader.dataset={type: Threes}"]
+    assert refused("edit", run, *CLASS_EDIT, "--from", "4", *options) == "error: Threes has no image of class 4"
