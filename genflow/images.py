@@ -9,6 +9,9 @@ from torchvision.utils import make_grid
 
 from genflow.weights import write_atomically
 
+#: (C, H, W) of a point in the plane.
+POINT_SHAPE = (2, 1, 1)
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """(B, C, H, W) images in [-1, 1] to (B, H, W, C) uint8."""
@@ -23,8 +26,24 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64) -> None:
-    """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels."""
+    """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels.
+
+    Images of two channels and one pixel are points of the plane, which :func:`save_points` draws.
+    """
+    if images.shape[1:] == POINT_SHAPE:
+        save_points(images, path)
+        return
     factor = max(1, -(-smallest_side // images.shape[-1]))
     enlarged = images.clamp(-1, 1).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     grid = make_grid(enlarged, nrow=columns, padding=max(2, factor // 2), pad_value=1.0)
     save_png(to_uint8(grid.unsqueeze(0))[0], path)
+
+
+def save_points(points: Tensor, path: Path) -> None:
+    """Write (B, 2, 1, 1) points in [-1, 1] as one square scatter picture."""
+    from matplotlib.figure import Figure  # imported here since few pictures need it
+
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axes = figure.add_subplot(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
+    axes.scatter(*points.flatten(1).cpu().unbind(1), s=2, alpha=0.5, linewidths=0)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))

@@ -1,1 +1,2 @@
+from genflow.backbones.grouped_mlp import GroupedMLP
 from genflow.backbones.grouped_transformer import GroupedTransformer
