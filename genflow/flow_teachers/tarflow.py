@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
+from genflow.flow_teachers.captured_inverse import CapturedInverse, invert_blocks, require_cuda
 from genflow.flow_teachers.flow_block import FlowBlock, FlowStyle, GuidedInverse
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import Feedforward, Norm
@@ -36,10 +37,17 @@ class TARFlow(FlowTeacher):
         positions: ``learned`` table per block, or ``rotary`` over rows and columns.
         prefix_tokens: 0 adds the class to every token; otherwise so many in-context class tokens precede
             the sequence, and the first token is transformed too.
-        bound: clamp on the predicted log-scales and shifts in both directions; None for no clamp.
+        bound: c, the largest absolute value of the network's outputs in both directions; None for no bound.
+            A trajectory's saturation is the share of outputs that reach c before the clip.
+        clip: how outputs o are bounded: ``hard`` clamps, ``soft`` takes c * tanh(o / c).
+        scale: how the first half of the bounded outputs r becomes the scale: ``exp`` takes exp(r), ``softplus``
+            softplus(r + log(e - 1)), so that 0 gives 1 (STARFlow).
+        start_token: feed a learned token before the others, so that the first token is transformed too
+            (STARFlow); the class is still added to every token. Excludes ``prefix_tokens``.
 
     Raises:
-        ValueError: sizes that do not divide, or a list of layers of another length than ``blocks``.
+        ValueError: sizes that do not divide, a list of layers of another length than ``blocks``, a start token
+            beside prefix tokens, or a softplus scale without ``scaled``.
     """
 
     def __init__(
@@ -59,25 +67,45 @@ class TARFlow(FlowTeacher):
         positions: Literal["learned", "rotary"] = "learned",
         prefix_tokens: NotNegative = 0,
         bound: Annotated[float, Range(above=0)] | None = None,
+        clip: Literal["hard", "soft"] = "hard",
+        scale: Literal["exp", "softplus"] = "exp",
+        start_token: bool = False,
     ):
         super().__init__()
         depths = [layers] * blocks if isinstance(layers, int) else list(layers)
         if len(depths) != blocks:
             raise ValueError(f"layers lists {len(depths)} blocks, blocks is {blocks}")
+        if start_token and prefix_tokens:
+            raise ValueError(f"start_token excludes prefix_tokens, found {prefix_tokens}")
+        if scale == "softplus" and not scaled:
+            raise ValueError("scale 'softplus' needs scaled")
         side = grid_side(image_size, patch_size)
         features = channels * patch_size**2
-        style = FlowStyle(head_width, scaled, norm, feedforward, qk_norm, positions, prefix_tokens, bound)
+        style = FlowStyle(
+            head_width,
+            scaled,
+            norm,
+            feedforward,
+            qk_norm,
+            positions,
+            prefix_tokens,
+            bound,
+            clip,
+            scale,
+            start_token,
+        )
         self.image_shape = (channels, image_size, image_size)
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.blocks = blocks
-        self.inverse_evaluations = blocks * (side * side - (0 if prefix_tokens else 1))
+        self.inverse_evaluations = blocks * (side * side - (0 if style.leading else 1))
         self.flow_blocks = torch.nn.ModuleList(
             FlowBlock(side, features, width, depth, bool(index % 2), num_classes, style)
             for index, depth in enumerate(depths)
         )
         self.register_buffer("prior_variance", torch.ones(side * side, features))
         self.tracks_prior = not scaled
+        self.captured: CapturedInverse | None = None
 
     def _image(self, tokens: Tensor) -> Tensor:
         return unpatchify(tokens, self.patch_size, self.image_shape[0])
@@ -115,29 +143,39 @@ class TARFlow(FlowTeacher):
         guided: Literal["both", "scale", "shift"] = "both",
         anneal: bool = False,
         temperature: float = 1.0,
+        rule: Literal["linear", "gaussian"] = "linear",
     ) -> list[Tensor]:
         """Invert block by block: (B, C, H, W) noise to the blocks + 1 states, noise first, data last.
 
         Args:
             z: latents, as :meth:`forward` returns them.
             labels: (B,) or None.
-            guidance: number or (B,); extrapolates away from the null class. 0 never runs the null branch.
-            guided, anneal, temperature: as in :class:`GuidedInverse`.
+            guidance: number or (B,); leads away from the null class. 0 never runs the null branch.
+            guided, anneal, temperature, rule: as in :class:`GuidedInverse`.
         """
-        rule = None
-        scale = torch.as_tensor(guidance, dtype=z.dtype, device=z.device)
+        tokens = patchify(z if z.dtype == torch.float64 else z.float(), self.patch_size)
+        scale = torch.as_tensor(guidance)
+        guided_inverse = None
         if bool((scale != 0).any()):
-            rule = GuidedInverse(scale.reshape(-1, 1), guided, anneal, temperature)
-        tokens = patchify(z, self.patch_size)
-        states = [z]
-        for block in reversed(self.flow_blocks):
-            tokens = block.inverse(tokens, labels, rule)
-            states.append(self._image(tokens))
-        return states
+            scale = scale.to(tokens).reshape(-1, 1)
+            guided_inverse = GuidedInverse(scale, guided, anneal, temperature, rule)
+        invert = invert_blocks if self.captured is None else self.captured
+        return [z, *map(self._image, invert(self.flow_blocks, tokens, labels, guided_inverse))]
 
     def inverse(self, z: Tensor, labels: Tensor | None = None, guidance: float | Tensor = 0.0, **options) -> Tensor:
         """Map (B, C, H, W) noise to data exactly; options as in :meth:`inverse_states`."""
         return self.inverse_states(z, labels, guidance, **options)[-1]
+
+    def capture(self) -> None:
+        """From now on run the exact inverse from CUDA graphs (:class:`CapturedInverse`).
+
+        Another batch size or form of guidance is recorded when it first comes up.
+
+        Raises:
+            UserError: the flow is not on a CUDA device; :meth:`inverse` raises it when the flow leaves it.
+        """
+        require_cuda(self.prior_variance.device)
+        self.captured = CapturedInverse()
 
 
 def official_parameter_names(names: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genflow.layers.embeddings import axial_rotation, rotate
-from genflow.layers.transformer import Attention, KeyValueCache, TransformerLayer
+from genflow.layers.transformer import Attention, CachedLayer, TransformerLayer
 
 WIDTH, HEADS, LENGTH = 16, 2, 9
 
@@ -13,7 +13,7 @@ def sequence(seed=0):
     return torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def attend_by_hand(attention, x, angles, causal, temperature):
+def attend_by_hand(attention, x, angles, causal):
     """softmax(q k / sqrt(d)) v per sample and head, with query/key norms and rotation."""
     outputs = torch.empty_like(x)
     for sample in range(len(x)):
@@ -23,7 +23,7 @@ def attend_by_hand(attention, x, angles, causal, temperature):
             part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
             query = rotate(attention.query_norm(queries[:, part]), angles)
             key = rotate(attention.key_norm(keys[:, part]), angles)
-            logits = query @ key.T / (WIDTH // HEADS) ** 0.5 / temperature[sample]
+            logits = query @ key.T / (WIDTH // HEADS) ** 0.5
             if causal:
                 logits = logits.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -torch.inf)
             heads.append(logits.softmax(dim=-1) @ values[:, part])
@@ -38,20 +38,58 @@ def test_attention_is_its_definition(causal):
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     x, angles = sequence(), axial_rotation(3, WIDTH // HEADS).double()
-    temperature = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    found = attention(x, angles=angles, causal=causal, temperature=temperature)
-    assert (found - attend_by_hand(attention, x, angles, causal, temperature)).abs().max() < 1e-12
+    found = attention(x, angles=angles, causal=causal)
+    assert (found - attend_by_hand(attention, x, angles, causal)).abs().max() < 1e-12
 
 
-def test_cache_gives_what_the_causal_mask_gives():
+def read_in_steps(cached, x, first):
+    """The first positions together, then one after the other: (R, L, W) to (R, L, W)."""
+    rows, width = len(x), x.shape[-1]
+    parts = [cached(x[:, :first].flatten(0, 1), 0).view(rows, first, width)]
+    parts += [cached(x[:, i], i).unsqueeze(1) for i in range(first, x.shape[1])]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("norm", "feedforward"), [("layer", "gelu"), ("rms", "swiglu"), ("rms", "gelu")])
+@torch.no_grad()
+def test_cached_layer_gives_what_the_causal_mask_gives(norm, feedforward, qk_norm, rotary):
     torch.manual_seed(0)
-    attention = Attention(WIDTH, HEADS, qk_norm=True).double()
-    x, angles = sequence(), axial_rotation(3, WIDTH // HEADS).double()
-    whole = attention(x, angles=angles, causal=True)
-    cache = KeyValueCache(LENGTH)
-    parts = [attention(x[:, :3], angles=angles[:3], causal=True, cache=cache)]
-    parts += [attention(x[:, i : i + 1], angles=angles[i : i + 1], cache=cache) for i in range(3, LENGTH)]
-    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-12
+    layer = TransformerLayer(WIDTH, HEADS, norm, feedforward, qk_norm).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    angles = axial_rotation(3, WIDTH // HEADS).double() if rotary else None
+    cached = CachedLayer(layer, 2, LENGTH, angles)
+    for seed in range(2):  # nothing is left over from the first sequences
+        x = sequence(seed)
+        for first in (1, 3):
+            assert (read_in_steps(cached, x, first) - layer(x, angles=angles, causal=True)).abs().max() < 1e-11
+    # Many rows take another form of the product.
+    many = sequence().repeat(20, 1, 1)
+    found = read_in_steps(CachedLayer(layer, len(many), LENGTH, angles), many, 1)
+    assert (found - layer(many, angles=angles, causal=True)).abs().max() < 1e-11
+
+
+@torch.no_grad()
+def test_rows_of_a_cached_layer_may_share_their_input():
+    torch.manual_seed(0)
+    layer = TransformerLayer(WIDTH, HEADS, qk_norm=True).double()
+    apart, together = CachedLayer(layer, 4, LENGTH), CachedLayer(layer, 4, LENGTH)
+    first, then = torch.cat([sequence(), sequence(1)])[:, 0], sequence()[:, 1]
+    assert torch.equal(apart(first, 0), together(first, 0))
+    assert torch.allclose(apart(then.repeat(2, 1), 1), together(then, 1), atol=1e-14)
+
+
+@torch.no_grad()
+def test_temperature_of_a_cached_layer_divides_the_logits():
+    torch.manual_seed(0)
+    layer = TransformerLayer(WIDTH, HEADS, qk_norm=True).double()
+    temperature = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    found = read_in_steps(CachedLayer(layer, 2, LENGTH, temperature=temperature), sequence(), 1)
+    for row, value in enumerate(temperature):
+        layer.attention.query_norm.weight.fill_(1 / value)
+        assert torch.allclose(found[row], layer(sequence(), causal=True)[row], atol=1e-12)
 
 
 def test_layer_of_a_reverse_model_has_twelve_times_width_squared_weights():
