@@ -14,10 +14,16 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", help="classes to sample, in turn (default: all)")
     parser.add_argument("--num", type=int, help="number of images (default: 64)")
     parser.add_argument("--per-class", type=int, metavar="N", help="N images of every class instead of --num")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    parser.add_argument(
+        "--guidance", type=float, nargs="+", help="guidance scale, or one for each group (default: the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=256, help="samples generated at once (default: 256)")
+    parser.add_argument("--decode-batch", type=int, default=32, help="samples decoded at once (default: 32)")
+    for option, what in (("--precision", "the network"), ("--decode-precision", "the decoder")):
+        parser.add_argument(option, choices=["float32", "bfloat16"], default="float32", help=f"of {what}")
+    parser.add_argument("--compile", action="store_true", help="compile the network first; pays off over many images")
     parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument(
         "--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each"
@@ -25,25 +31,27 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from genflow.engine.artifacts import load_generator, open_run
-    from genflow.sampling import check_out, choose_labels, sample_images, write_images
+    from genflow.sampling import accelerate, check_out, choose_labels, sample_images, write_images
 
     check_out(arguments.out)
     graph = open_run(arguments.run)
     generator = load_generator(graph, arguments.run, arguments.device, arguments.average)
     labels = choose_labels(generator.num_classes, arguments.labels, arguments.num, arguments.per_class)
+    accelerate(generator, arguments.precision, arguments.compile, arguments.decode_precision)
+    columns = arguments.per_class if arguments.per_class else round(len(labels) ** 0.5)
     with progress_bar("sampling") as bar:
         task = bar.add_task("", total=len(labels))
-        images = sample_images(
+        batches = sample_images(
             generator,
             labels,
             arguments.seed,
             arguments.guidance,
             arguments.batch_size,
             arguments.device,
+            arguments.decode_batch,
             lambda done, _: bar.update(task, completed=done),
         )
-    columns = arguments.per_class if arguments.per_class else round(len(labels) ** 0.5)
-    write_images(images, labels, arguments.out, columns)
+        write_images(batches, labels, arguments.out, columns)
     print(f"{len(labels)} images, {generator.nfe} network evaluation(s) each: {arguments.out}")
 
 

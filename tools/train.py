@@ -31,7 +31,8 @@ def main() -> None:
         print(f"training stopped at {error}", file=sys.stderr)
         sys.exit(1)
     if options.launcher == "none":
-        print(f"samples: {max((work_dir / 'samples').glob('*.png'), default='none')}")
+        pictures = sorted((work_dir / "samples").glob("*.png"))
+        print(f"samples: {pictures[-1]}" if pictures else f"trained: {work_dir}")
 
 
 if __name__ == "__main__":

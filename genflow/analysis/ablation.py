@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
     threads: int
-    needs: tuple[Path, ...] = field(default=())
+    needs: tuple[Path, ...] = ()
 
 
 def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], threads: int) -> list[Job]:
@@ -108,7 +108,7 @@ def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], 
     return list(jobs.values())
 
 
-def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int, str], None]) -> None:
+def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int], None]) -> None:
     """Train what is not trained yet, ``processes`` runs at a time; interrupted runs go on where they stopped.
 
     Raises:
@@ -120,11 +120,10 @@ def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         for wave in (first, [job for job in jobs if job.needs]):
-            running = {pool.submit(_train, job): job for job in wave}
-            for future in as_completed(running):
+            for future in as_completed([pool.submit(_train, job) for job in wave]):
                 future.result()
                 done += 1
-                progress(done, len(jobs), str(running[future].work_dir.name))
+                progress(done, len(jobs))
 
 
 def _check_finished(jobs: Sequence[Job]) -> None:
@@ -157,27 +156,16 @@ def _train(job: Job) -> None:
         train(job.recipe, job.overrides, job.seed, TrainOptions(job.work_dir, resume="auto"))
 
 
-def measure(ablation: Ablation, out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def measure(
+    ablation: Ablation, out: Path, seeds: Sequence[int], progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
     """The figures of every row and seed: the row's fields, ``nfe`` and ``figures``, a list over seeds for each name."""
     results = []
-    for row in ablation.rows:
-        reports = []
-        for seed in seeds:
-            reports.append(_evaluate(out / f"seed_{seed}" / row.run, row.guidance))
+    for done, row in enumerate(ablation.rows):
+        progress(done, len(ablation.rows))
+        reports = [_evaluate(out / f"seed_{seed}" / row.run, row.guidance) for seed in seeds]
         figures = {name: [report["model"][name] for report in reports] for name in ablation.figures}
-        results.append(
-            {
-                "block": row.block,
-                "label": row.label,
-                "recipe": row.recipe,
-                "overrides": list(row.overrides),
-                "teacher": row.teacher,
-                "guidance": row.guidance,
-                "paper": row.paper,
-                "nfe": reports[0]["nfe"],
-                "figures": figures,
-            }
-        )
+        results.append({**asdict(row), "nfe": reports[0]["nfe"], "figures": figures})
     return results
 
 

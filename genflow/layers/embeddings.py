@@ -28,8 +28,8 @@ def axial_rotation(side: int, head_width: int, theta: float = 1e4) -> Tensor:
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of (..., L, d) by (L, d/2) angles, in the dtype of ``x``."""
     pairs = x.unflatten(-1, (-1, 2))
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        # One complex product is several times faster than strided real ones here; GPUs fuse the latter.
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        # One complex product is several times faster than strided real ones here; compilers and GPUs fuse the latter.
         turned = torch.view_as_complex(pairs) * torch.polar(torch.ones_like(angles), angles)
         return torch.view_as_real(turned).flatten(-2)
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

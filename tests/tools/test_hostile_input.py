@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -27,34 +26,6 @@ class Payload:
 def snapshot(folder):
     """Every file and folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working folder."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("GENFLOW_DATA", raising=False)
-    return folder
-
-
-@pytest.fixture
-def refused(here, monkeypatch, capfd):
-    """Runs a tool in this process; returns the one line with which it stops, having changed nothing."""
-
-    def line(tool, *arguments):
-        before = snapshot(here)
-        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
-        errors = capfd.readouterr().err.strip("\n")  # rich may end its line when a tool before is collected
-        check(stopped.value.code, f"{errors}\n")
-        assert snapshot(here) == before
-        return errors
-
-    return line
 
 
 def check(code, errors):

@@ -1,0 +1,74 @@
+"""tools/benchmark.py as a user runs it."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "benchmark.py"
+RECIPE = ROOT / "recipes" / "biflow_digits.yaml"
+TEACHER = "prerequisites.teacher.recipe.model.flow"
+TINY = [
+    *(f"model.inverse.backbone.{option}" for option in ("width=16", "heads=2", "layers=1", "groups=2")),
+    *(f"{TEACHER}.{option}" for option in ("width=16", "head_width=8", "blocks=2", "layers=1")),
+]
+
+
+def test_inverse_of_a_recipe(tmp_path):
+    command = [TOOL, "inverse", RECIPE, "--batch", 2, "--repeats", 2, "--device", "cpu"]
+    command += ["--json", tmp_path / "inverse.json", "--cfg-options", *TINY]
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "inverse.json").read_text())
+    assert {"a", "b", "ratio", "low", "high", "hardware", "versions"} <= report.keys()
+    assert report["benchmark"] == "inverse" and report["options"]["precision"] == "float32"
+    assert 0 < report["a"] < report["b"] and report["low"] <= report["ratio"] <= report["high"]
+    assert {"cpu", "cores", "threads"} <= report["hardware"].keys()
+    assert {"python", "torch", "genflow"} <= report["versions"].keys()
+    assert "exact inverse" in done.stdout
+    assert f"best: {report['ratio']:.4g} times" in done.stdout and report["versions"]["torch"] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: BENCHMARK (--help shows an example)"),
+        (["inverze", RECIPE], "argument BENCHMARK: invalid choice: 'inverze' (choose from "),
+        (["inverse"], "the following arguments are required: RUN|RECIPE (--help shows an example)"),
+        (["inverse", "none.yaml"], "none.yaml: no such recipe"),
+        (["inverse", "."], ".: not a finished run: recipe.yaml and generator.safetensors missing"),
+        (["inverse", ".", "--cfg-options", "seed=1"], "--cfg-options: they change a recipe; a run folder has its own"),
+        (["inverse", RECIPE, "--batch", "2", "0"], "--batch: found 0, expected at least 1"),
+        (["inverse", RECIPE, "--repeats", "0"], "--repeats: found 0, expected at least 1"),
+        (["inverse", RECIPE, "--guidance", "-1", "--cfg-options", *TINY], "guidance: found -1.0, expected at least 0"),
+        (["inverse", RECIPE, "--precision", "float16"], "argument --precision: invalid choice: 'float16' ("),
+        (["inverse", RECIPE, "--json", "."], "--json: '.' is a folder"),
+        (
+            ["inverse", ROOT / "recipes" / "itarflow_digits.yaml"],
+            f"{ROOT / 'recipes' / 'itarflow_digits.yaml'}: model.type: found 'MaximumLikelihood', expected a BiFlow, "
+            "which has a flow to invert",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    errors = capfd.readouterr().err.strip("\n")
+    assert stopped.value.code == 2 and errors.isprintable()
+    assert errors.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_a_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(TOOL), "inverse", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOL), run_name="__main__")
+    text = capsys.readouterr().out
+    assert "benchmark.py inverse" in text and "example:" in text and "--json FILE" in text

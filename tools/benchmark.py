@@ -1,0 +1,95 @@
+"""Time parts of GenFlow against each other."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from genflow.cli import Parser, console, default_device, device, progress_bar, run_tool
+
+
+def main() -> None:
+    parser = Parser(
+        "Time two computations in turn in one process: medians, extremes of their ratio, hardware and versions.",
+        "python tools/benchmark.py inverse recipes/biflow_b2_imagenet.yaml --repeats 3 --json inverse.json",
+    )
+    commands = parser.add_subparsers(
+        title="benchmarks (each with --help of its own)", metavar="BENCHMARK", required=True, parser_class=_command
+    )
+    _add_inverse(commands)
+    arguments = parser.parse_args()
+
+    from genflow.errors import UserError
+    from genflow.weights import write_text
+
+    if arguments.json and arguments.json.is_dir():
+        raise UserError(f"--json: '{arguments.json}' is a folder")
+    report, table = arguments.run(arguments)
+    console().print(table)
+    print(f"best: {report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g}); {_machine(report)}")
+    if arguments.json:
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
+
+
+def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
+    """The parser of one benchmark, with the options that all of them share."""
+    parser = Parser(description, example)
+    parser.prog = prog
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
+    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every run, hardware and versions")
+    return parser
+
+
+def _add_inverse(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "inverse",
+        help="one pass of BiFlow against the exact inverse of its flow",
+        description="Time one pass of BiFlow's reverse model against the exact inverse of its flow, from the same "
+        "noise; a recipe gets random weights.",
+        example="python tools/benchmark.py inverse recipes/biflow_b2_imagenet.yaml --batch 1 8 --repeats 3",
+    )
+    parser.add_argument("subject", metavar="RUN|RECIPE", help="run folder, or YAML recipe")
+    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes (default: 1 8; on a GPU 1 2 4 ... 256)")
+    parser.add_argument("--guidance", type=float, default=0.0, help="guidance scale of both sides (default: 0, none)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of both sides")
+    parser.add_argument("--compile", action="store_true", help="compile the one-pass side")
+    parser.add_argument("--score", action="store_true", help="end the exact inverse with its score step")
+    parser.add_argument(
+        "--decoder", action="store_true", help="time decoding as well; a VAE without weights gets random ones"
+    )
+    parser.add_argument("--decode-batch", type=int, default=32, metavar="N", help="images decoded at once, at most")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.set_defaults(run=_run_inverse)
+
+
+def _run_inverse(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from genflow.analysis.inverse_benchmark import InverseOptions, benchmark_inverse, inverse_table
+
+    options = InverseOptions(
+        arguments.batch,
+        arguments.repeats,
+        arguments.guidance,
+        arguments.precision,
+        arguments.compile,
+        arguments.score,
+        arguments.decoder,
+        arguments.decode_batch,
+        arguments.device,
+    )
+    with progress_bar("timing") as bar:
+        task = bar.add_task("", total=options.runs)
+        report = benchmark_inverse(
+            arguments.subject, options, arguments.cfg_options, lambda: bar.advance(task)
+        )
+    return report, inverse_table(report)
+
+
+def _machine(report: dict[str, Any]) -> str:
+    hardware, versions = report["hardware"], report["versions"]
+    name = hardware.get("gpu", f"{hardware['cpu']}, {hardware['threads']} threads, load {hardware['load']:.1f}")
+    return f"{name}; " + ", ".join(f"{what} {version}" for what, version in versions.items())
+
+
+if __name__ == "__main__":
+    run_tool(main)
