@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UserError, reason
 from genflow.generator import FlowGenerator, Generator, OnePassGenerator
-from genflow.images import save_grid, save_png, to_uint8
+from genflow.images import POINT_SHAPE, save_grid, save_png, to_uint8
 from genflow.weights import write_atomically
 
 Precision = Literal["float32", "bfloat16"]
@@ -174,8 +174,8 @@ def check_out(path: Path) -> None:
 def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int) -> None:
     """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
 
-    An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,). A folder gets the pictures of a batch as
-    soon as the batch is there.
+    An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); points in the plane stay float32. A folder
+    gets the pictures of a batch as soon as the batch is there.
 
     Args:
         images: (N, C, H, W) in [-1, 1], or batches of them in turn.
@@ -191,7 +191,8 @@ def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, 
     if path.suffix == ".png":
         save_grid(torch.cat(list(batches)), path, columns)
     elif path.suffix == ".npz":
-        arrays = {"images": torch.cat([to_uint8(batch) for batch in batches]).numpy(), "labels": labels.numpy()}
+        stored = [batch.movedim(1, -1) if batch.shape[1:] == POINT_SHAPE else to_uint8(batch) for batch in batches]
+        arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
         write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
     else:
         pictures = (picture for batch in batches for picture in to_uint8(batch))

@@ -343,3 +343,13 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
     with pytest.raises(UserError, match=r"--compile: torch\.compile failed: ."):
         draw(accelerate(make_compilable(OnePassGenerator), compile=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fast_forms_on_a_gpu(make, precision):
+    labels = torch.tensor([0, 1, 2, 3, 1, 0, 2])
+    plain = whole(make().cuda(), labels, 0, 1.5, 4, "cuda")
+    fast = whole(accelerate(make().cuda(), precision, compile=True), labels, 0, 1.5, 4, "cuda")
+    assert (fast - plain).norm() / plain.norm() < (1e-4 if precision == "float32" else 0.05)

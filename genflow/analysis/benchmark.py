@@ -44,7 +44,7 @@ class Memory:
         weights: bytes of its parameters and buffers.
         working: bytes on top of what lay there before, at the peak of one run. On a GPU as its allocator counts
             them; on a CPU the growth of the process's resident memory, looked at every millisecond, after the C
-            library has given back what earlier runs left. None where the system (other than Linux with glibc) does not tell.
+            library has given back what earlier runs left. None where that cannot be had: it takes Linux and glibc.
     """
 
     weights: int

@@ -23,7 +23,6 @@ from genflow.analysis.benchmark import (
 from genflow.analysis.description import build_on_meta
 from genflow.analysis.flops import count_macs
 from genflow.codecs.base import Codec
-from genflow.codecs.sd_vae import SDVAE
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.engine.artifacts import load_method, open_run
@@ -187,13 +186,10 @@ def random_method(graph: ComponentGraph) -> BiFlow:
 
 
 def _let_decode(codec: Codec) -> str:
-    """Give a VAE without weights random ones of its architecture; says what the weights are."""
+    """Give a codec without weights random ones; says what the weights are."""
     if codec.can_decode:
         return "the recipe's"
-    if not isinstance(codec, SDVAE):
-        raise UserError(f"--decoder: the codec {type(codec).__name__} has no weights")
-    codec.vae = type(codec.vae).from_config(codec.vae.config).eval().requires_grad_(False)
-    codec.can_decode = True
+    codec.randomize()
     return "random, of the published architecture: for timing only"
 
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from genflow.errors import UserError
+
 
 class Codec(nn.Module):
     """Pixels to the space the generator works in, and back.
@@ -13,6 +15,14 @@ class Codec(nn.Module):
     latent_shape: tuple[int, int, int]
     #: Whether it has what decoding needs; one without can still be built and counted.
     can_decode: bool = True
+
+    def randomize(self) -> None:
+        """Give a codec that cannot decode random weights, so that decoding can be timed.
+
+        Raises:
+            UserError: this codec has no such form.
+        """
+        raise UserError(f"{type(self).__name__} has no weights to decode with, and no random ones")
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images in [-1, 1] to stored latents, before :meth:`normalize`."""

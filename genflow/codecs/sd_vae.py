@@ -75,6 +75,10 @@ class SDVAE(Codec):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.latent_shape = (channels, image_size // factor, image_size // factor)
 
+    def randomize(self) -> None:
+        self.vae = type(self.vae).from_config(self.vae.config).eval().requires_grad_(False)
+        self.can_decode = True
+
     @property
     def decoder_modules(self) -> tuple[nn.Module, ...]:
         """What :meth:`decode` runs; their parameters are those of decoding."""

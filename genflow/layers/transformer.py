@@ -77,9 +77,11 @@ class GeluFeedforward(nn.Module):
 
     @property
     def first(self) -> nn.Linear:
+        """The map before :meth:`activate`."""
         return self.up
 
     def activate(self, x: Tensor) -> Tensor:
+        """What the first map gives to what the last one takes."""
         return F.gelu(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,9 +99,11 @@ class SwiGluFeedforward(nn.Module):
 
     @property
     def first(self) -> nn.Linear:
+        """The map before :meth:`activate`."""
         return self.gate_up
 
     def activate(self, x: Tensor) -> Tensor:
+        """What the first map gives to what the last one takes."""
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
 

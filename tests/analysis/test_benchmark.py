@@ -215,3 +215,13 @@ def test_samples_that_are_not_finite_are_no_measurement(monkeypatch):
     with pytest.raises(UserError) as caught:
         benchmark_inverse(RECIPE, InverseOptions(batches=[1], repeats=1), TINY)
     assert str(caught.value) == "the exact inverse returned samples that are not finite"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_both_inverses_on_a_gpu():
+    """In bfloat16, the one-pass side compiled, the exact side from CUDA graphs; more batch sizes than one."""
+    options = InverseOptions([1, 4], repeats=2, precision="bfloat16", compile=True, device="cuda")
+    report = benchmark_inverse(RECIPE, options, TINY)
+    assert report["hardware"]["gpu"] and report["ratio"] > 1
+    assert all(entry["memory_b"]["working"] > 0 for entry in report["batches"])

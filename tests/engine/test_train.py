@@ -131,6 +131,10 @@ def imagenet(tmp_path):
     flow = {"image_size": 4, "width": 16, "head_width": 8, "blocks": 2, "layers": 1, "prefix_tokens": 2}
     backbone = {"image_size": 4, "width": 16, "heads": 2, "groups": 2, "layers": 1, "denoise_layers": 1}
     overrides = {**small, **{f"model.inverse.backbone.{key}": value for key, value in backbone.items()}}
+    overrides["model.perceptual.crop"] = 16
+    for term in ("lpips", "convnext"):
+        encoder = {"type": "ConvNet", "channels": 3, "widths": [4, 8], "num_classes": 2}
+        overrides[f"model.perceptual.terms.{term}.loss.loss.encoder"] = encoder
     for key, value in {**small, **{f"model.flow.{key}": value for key, value in flow.items()}}.items():
         overrides[f"prerequisites.teacher.recipe.{key}"] = value
     return overrides
@@ -141,6 +145,7 @@ def test_imagenet_recipes_train_on_a_latent_cache_and_decode_samples(imagenet, t
     work_dir = train(recipe, imagenet, None, TrainOptions(tmp_path / "runs" / "biflow"))
     lines = (work_dir / "scalars.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert 0 < json.loads(lines[0])["perceptual_lpips"] <= 0.4  # through the decoder, weighted
     for run in (work_dir, work_dir.parent / "itarflow_b2_imagenet"):
         picture = Image.open(run / "samples" / "step_00000002.png")
         assert picture.mode == "RGB" and picture.width >= 64
@@ -151,6 +156,14 @@ def test_codec_without_weights_is_told_before_training(imagenet, tmp_path):
     imagenet["components.codec.weights"] = None
     imagenet["components.codec.image_size"] = 32  # the published VAE shrinks by 8
     with pytest.raises(UserError, match=r"codec has no weights.*GENFLOW_SD_VAE"):
+        train(RECIPES / "biflow_b2_imagenet.yaml", imagenet, None, TrainOptions(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoder_without_weights_is_told_before_training(imagenet, tmp_path):
+    imagenet["model.perceptual.terms.convnext.loss.loss.encoder"] = {"type": "ConvNeXtV2", "variant": "atto"}
+    message = r"the encoder ConvNeXtV2 has no weights.*model\.perceptual=null"
+    with pytest.raises(UserError, match=message):
         train(RECIPES / "biflow_b2_imagenet.yaml", imagenet, None, TrainOptions(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
