@@ -4,12 +4,10 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
-from genflow.layers.embeddings import ClassEmbedding, sinusoidal
+from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding
 from genflow.layers.patches import patchify, unpatchify
 from genflow.registry import BACKBONES
 from genflow.slots import NotNegative, Positive
-
-_GUIDANCE_FEATURES = 256
 
 
 class ResidualLayer(nn.Module):
@@ -76,15 +74,13 @@ class GroupedMLP(GroupedBackbone):
         nn.init.zeros_(self.output.bias)
         if num_classes:
             self.classes = nn.ModuleList(ClassEmbedding(num_classes, width, std=1.0) for _ in range(groups))
-            self.guidance_embedding = nn.Linear(_GUIDANCE_FEATURES, width)
+            self.guidance_embedding = GuidanceEmbedding(width)
 
     def _guidance(self, condition: Condition) -> Tensor | float:
-        """(B, 1, W) embedding of w / (1 + w), which lies in [0, 1) for every scale w >= 0."""
+        """(B, 1, W) embedding of the scale, or 0 without classes."""
         if not self.num_classes:
             return 0.0
-        scale = condition.guidance
-        features = sinusoidal(scale / (1 + scale), _GUIDANCE_FEATURES)
-        return self.guidance_embedding(features.to(self.guidance_embedding.weight.dtype)).unsqueeze(1)
+        return self.guidance_embedding(condition.guidance)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.input(patchify(x, self.patch_size))

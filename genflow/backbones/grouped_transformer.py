@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
-from genflow.layers.embeddings import ClassEmbedding, axial_rotation, sinusoidal
+from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding, axial_rotation
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import TransformerLayer, build_norm
 from genflow.registry import BACKBONES
 from genflow.slots import NotNegative, Positive
-
-_GUIDANCE_FEATURES = 256
 
 
 class TokenGroup(nn.Module):
@@ -120,7 +118,7 @@ class GroupedTransformer(GroupedBackbone):
             # entries[groups] is the finishing stage's.
             self.entries = nn.ModuleList(nn.Linear(features, width) for _ in range(groups + 1))
             self.exits = nn.ModuleList(nn.Linear(width, features) for _ in range(groups))
-        self.guidance_embedding = nn.Linear(_GUIDANCE_FEATURES, width)
+        self.guidance_embedding = GuidanceEmbedding(width)
         self.group_layers = nn.ModuleList(
             TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens)
             for _ in range(groups)
@@ -143,10 +141,8 @@ class GroupedTransformer(GroupedBackbone):
         nn.init.zeros_(self.output.weight)
 
     def _guidance(self, condition: Condition) -> Tensor:
-        """(B, 1, W) embedding of w / (1 + w), which lies in [0, 1) for every scale w >= 0."""
-        scale = condition.guidance
-        features = sinusoidal(scale / (1 + scale), _GUIDANCE_FEATURES)
-        return self.guidance_embedding(features.to(self.guidance_embedding.weight.dtype)).unsqueeze(1)
+        """(B, 1, W) embedding of the scale."""
+        return self.guidance_embedding(condition.guidance)
 
     def embed(self, x: Tensor) -> Tensor:
         tokens = patchify(x, self.patch_size)

@@ -27,9 +27,6 @@ class ClassifierFreeGuidance(Guidance):
         """Zeros: the model is not told a scale."""
         return torch.zeros(len(draws), device=draws.positions.device)
 
-    def drop_labels(self, labels: Tensor, num_classes: int, draws: Draws) -> Tensor:
-        return torch.where(draws.uniform("label drop") < self.label_drop, num_classes, labels)
-
     def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
         """``guided`` itself, which is not guided here."""
         return guided

@@ -34,9 +34,6 @@ class TrainingTimeCFG(Guidance):
         scale = torch.expm1(draws.uniform("guidance scale") * math.log1p(self.max_scale))
         return torch.where(draws.uniform("guidance off") < self.plain_share, 0.0, scale)
 
-    def drop_labels(self, labels: Tensor, num_classes: int, draws: Draws) -> Tensor:
-        return torch.where(draws.uniform("label drop") < self.label_drop, num_classes, labels)
-
     def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
         """(guided + w * null) / (1 + w), at least in the precision of ``scale``; ``guided`` where dropped."""
         scale = torch.where(dropped, 0.0, scale).view(-1, *[1] * (guided.dim() - 1))

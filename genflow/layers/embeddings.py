@@ -45,6 +45,23 @@ def sinusoidal(values: Tensor, width: int, max_period: float = 1e4) -> Tensor:
     return torch.cat([phases.cos(), phases.sin()], dim=1)
 
 
+class GuidanceEmbedding(nn.Linear):
+    """A linear map of sinusoidal features of w / (1 + w), which lies in [0, 1) for every guidance scale w >= 0.
+
+    Args:
+        width: width of the embedding, W.
+        features: number of sinusoidal features.
+    """
+
+    def __init__(self, width: int, features: int = 256):
+        super().__init__(features, width)
+
+    def forward(self, scale: Tensor) -> Tensor:
+        """(B,) scales to (B, 1, W)."""
+        features = sinusoidal(scale / (1 + scale), self.in_features)
+        return super().forward(features.to(self.weight.dtype)).unsqueeze(1)
+
+
 class ClassEmbedding(nn.Module):
     """A class table whose null class is the mean of its rows (TARFlow, spec 1.5).
 
