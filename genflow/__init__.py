@@ -16,6 +16,7 @@ from genflow import (
     inverse_heads,
     losses,
     methods,
+    time_samplers,
 )
 from genflow.condition import Condition
 from genflow.draws import Draws

@@ -15,7 +15,8 @@ class Condition:
         guidance: (B,) float guidance scale, in the convention of the generator's method; or (B, groups), one
             scale for each group of a backbone that is made of groups.
         interval: (B, 2) float guidance interval in time.
-        duration: (B,) float time span ``t - r`` of an average velocity.
+        duration: (B,) float time span ``t - r`` of an average velocity, 0 for an instantaneous one.
+        time: (B,) float time ``t`` of the input; 0 is data, 1 noise.
         style: (B, K) int64 style codes.
     """
 
@@ -23,6 +24,7 @@ class Condition:
     guidance: Tensor | None = None
     interval: Tensor | None = None
     duration: Tensor | None = None
+    time: Tensor | None = None
     style: Tensor | None = None
 
     def require(self, *names: str, user: str) -> None:
@@ -36,9 +38,18 @@ class Condition:
         """(B,) bool, the samples without class."""
         return (self.labels < 0) | (self.labels == num_classes)
 
+    def rows(self, part: slice | Tensor) -> "Condition":
+        """The condition of some samples of the batch, by a slice or their (N,) indices."""
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return Condition(**{name: value[part] for name, value in given if value is not None})
+
     def unlabelled(self, num_classes: int) -> "Condition":
         """The same condition with every label replaced by "no class"."""
-        return replace(self, labels=torch.full_like(self.labels, num_classes))
+        return self.labelled(torch.full_like(self.labels, num_classes))
+
+    def labelled(self, labels: Tensor) -> "Condition":
+        """The same condition with these (B,) labels."""
+        return replace(self, labels=labels)
 
     def of_group(self, index: int) -> "Condition":
         """The condition that group ``index`` sees: its own guidance scale where each group has one."""

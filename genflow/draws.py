@@ -10,7 +10,7 @@ computed with integer tensor operations, hence the same on every device.
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,10 +45,27 @@ class Draws:
     Args:
         seed: any integer; its low 64 bits are used.
         positions: (B,) int64, the sample numbers.
+        batch_size: samples per update over all processes, for laws that count samples; the positions then belong
+            to one update. None: these samples are all there are.
     """
 
     seed: int
     positions: Tensor
+    batch_size: int | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """(B,) int64, the index of each sample in the global batch."""
+        if self.batch_size is None:
+            return torch.arange(len(self), device=self.positions.device)
+        return self.positions % self.batch_size
+
+    def whole(self) -> "Draws":
+        """The draws of the global batch that these samples are a part of, in its order."""
+        if self.batch_size is None:
+            return self
+        first = self.positions[:1] - self.places[:1]
+        return replace(self, positions=first + torch.arange(self.batch_size, device=first.device))
 
     def _words(self, stream: str, count: int) -> Tensor:
         """(B, count) int64 words in [0, 2**32)."""
@@ -77,10 +94,10 @@ class Draws:
 
     def to(self, device: torch.device | str) -> "Draws":
         """The same draws, computed on ``device``."""
-        return Draws(self.seed, self.positions.to(device))
+        return replace(self, positions=self.positions.to(device))
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, part: slice) -> "Draws":
-        return Draws(self.seed, self.positions[part])
+    def __getitem__(self, part: slice | Tensor) -> "Draws":
+        return replace(self, positions=self.positions[part])

@@ -69,6 +69,20 @@ class Generator(nn.Module):
         columns = torch.tensor(scales, dtype=torch.float32, device=labels.device).expand(len(labels), -1)
         return Condition(labels=labels, guidance=columns[:, 0] if len(scales) == 1 else columns)
 
+    def set_sampling(self, steps: int | None = None, interval: Sequence[float] | None = None) -> None:
+        """Change how samples are made.
+
+        Args:
+            steps: from noise to data.
+            interval: first and last time with guidance, in [0, 1].
+
+        Raises:
+            UserError: this generator has no such choice, or the value is out of range.
+        """
+        for name, value in (("steps", steps), ("interval", interval)):
+            if value is not None:
+                raise UserError(f"{name}: found {value}, expected none: a {type(self).__name__} has no {name}")
+
     @torch.no_grad()
     def sample(
         self,

@@ -8,7 +8,7 @@ dependency injection: a component receives built objects, never configs.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -157,7 +157,7 @@ class ComponentGraph:
         Raises:
             Mismatch: the recipe leaves it out, or puts a prerequisite there.
         """
-        node: Any = self.model
+        node: Any = _without(self.model, self.model.cls.training_only)
         for part in self.model.cls.artifact.split("."):
             if part not in node.arguments:
                 raise Mismatch(f"{node.path}.{part}", "missing, it is what the recipe trains")
@@ -197,10 +197,7 @@ class ComponentGraph:
         Raises:
             UserError: a component refuses its arguments; the line names its path in the recipe.
         """
-        model = self.model
-        if not for_training:
-            kept = {name: value for name, value in model.arguments.items() if name not in model.cls.training_only}
-            model = replace(model, arguments=kept)
+        model = self.model if for_training else _without(self.model, self.model.cls.training_only)
         return self._build(model, {} if objects is None else objects, weights)
 
     def build_artifact(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -282,6 +279,18 @@ class ComponentGraph:
             return self.components[item.name]
         artifact = self.prerequisites[item.name].artifact
         return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
+
+
+def _without(node: Node, paths: Iterable[str]) -> Node:
+    """The node without some arguments, named by dotted paths; what they lead through must be a component."""
+    arguments = dict(node.arguments)
+    for path in paths:
+        name, _, rest = path.partition(".")
+        if not rest:
+            arguments.pop(name, None)
+        elif isinstance(arguments.get(name), Node):
+            arguments[name] = _without(arguments[name], [rest])
+    return replace(node, arguments=arguments)
 
 
 class Deferred:

@@ -63,6 +63,7 @@ FEATURE_ENCODERS = KindRegistry("feature encoder", MODELS)
 FIELD_ESTIMATORS = KindRegistry("field estimator", MODELS)
 FLOW_TEACHERS = KindRegistry("flow teacher", MODELS)
 INVERSE_HEADS = KindRegistry("inverse head", MODELS)
+TIME_SAMPLERS = KindRegistry("time sampler", MODELS)
 GUIDANCE = KindRegistry("guidance", MODELS)
 LOSSES = KindRegistry("loss", MODELS)
 CODECS = KindRegistry("codec", MODELS)
@@ -83,6 +84,7 @@ KINDS: dict[str, KindRegistry] = {
         FIELD_ESTIMATORS,
         FLOW_TEACHERS,
         INVERSE_HEADS,
+        TIME_SAMPLERS,
         GUIDANCE,
         LOSSES,
         CODECS,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genflow.errors import UserError, reason
 from genflow.generator import FlowGenerator, Generator, OnePassGenerator
 from genflow.images import POINT_SHAPE, save_grid, save_png, to_uint8
+from genflow.velocity_generator import VelocityGenerator
 from genflow.weights import write_atomically
 
 Precision = Literal["float32", "bfloat16"]
@@ -64,7 +65,7 @@ def accelerate(
     score step after a backbone.
 
     Args:
-        generator: one pass or two through a backbone, or a flow.
+        generator: one pass or more through a backbone, or a flow.
         precision: what the network's weights are cast to, and its products are computed in.
         compile: a backbone is compiled with torch.compile, once per batch size, while the first batch waits; on a
             GPU as CUDA graphs. The inverse of a TARFlow is recorded as CUDA graphs, again once per batch size, on
@@ -76,14 +77,19 @@ def accelerate(
             generator is first called.
     """
     one_pass = isinstance(generator, OnePassGenerator)
-    if (compile or precision != "float32") and not isinstance(generator, (OnePassGenerator, FlowGenerator)):
+    known = (OnePassGenerator, VelocityGenerator, FlowGenerator)
+    if (compile or precision != "float32") and not isinstance(generator, known):
         raise UserError(f"--precision and --compile: a {type(generator).__name__} has no fast form")
     if precision != "float32":
         _cast(generator.network, precision)
         if one_pass:  # a flow takes float32 tokens and casts them where it may
             generator.counted = _in_precision(generator.counted, precision)
+        elif isinstance(generator, VelocityGenerator):
+            generator.network.forward = _outputs_in_precision(generator.network.forward, precision)
     if compile and one_pass:
         generator.counted = _compiled(generator.counted, next(generator.network.parameters()).device)
+    elif compile and isinstance(generator, VelocityGenerator):
+        generator.velocity = _compiled(generator.velocity, next(generator.network.parameters()).device)
     elif compile:
         if not hasattr(generator.network, "capture"):
             raise UserError(f"--compile: the inverse of a {type(generator.network).__name__} cannot be compiled")
@@ -102,6 +108,13 @@ def _cast(module: nn.Module, precision: Precision) -> None:
 def _in_precision(function: Callable[..., Tensor], precision: Precision) -> Callable[..., Tensor]:
     """``function`` with its first argument cast, and float32 results."""
     return lambda first, *others: function(first.to(getattr(torch, precision)), *others).float()
+
+
+def _outputs_in_precision(function: Callable[..., dict[str, Tensor]], precision: Precision) -> Callable:
+    """As :func:`_in_precision`, for the outputs of a backbone's heads."""
+    return lambda first, *others: {
+        name: output.float() for name, output in function(first.to(getattr(torch, precision)), *others).items()
+    }
 
 
 def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:

@@ -150,6 +150,7 @@ def check(value: Any, annotation: Any, path: str) -> Any:
         checked = {key: check(entry, arguments[1], f"{path}.{key}") for key, entry in value.items()}
     elif hasattr(annotation, "kind"):
         checked = _check_slot(value, annotation.kind, path)
+        _check_family(checked, annotation, path)
     elif dataclasses.is_dataclass(annotation):
         checked = check_section(value, annotation, path)
     elif annotation is not object:
@@ -240,6 +241,14 @@ def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
     given = {key: entry for key, entry in value.items() if key != "type"}
     signature = {name: entry for name, entry in signature_of(cls).items() if name not in kind.supplied}
     return Node(path, kind_name, cls, _check_arguments(given, signature, path, cls.__name__))
+
+
+def _check_family(checked: Node | Reference, contract: type, path: str) -> None:
+    """A kind may have several families, each a subclass of the kind's contract; a slot may want one of them."""
+    is_family = hasattr(contract.__mro__[1], "kind")
+    if is_family and isinstance(checked, Node) and not issubclass(checked.cls, contract):
+        wanted = f"expected a {contract.__name__}, another sort of {contract.kind}"
+        raise Mismatch(f"{path}.type", f"found '{checked.cls.__name__}', {wanted}")
 
 
 def find_component(name: Any, kinds: Sequence[KindRegistry], path: str) -> type:

@@ -24,6 +24,7 @@ from genflow.losses.base import Loss
 from genflow.methods.base import Method
 from genflow.registry import BACKBONES, KINDS, LOSSES, MODELS
 from genflow.sections import HookSlot, OptimizerSlot, SchedulerSlot
+from genflow.time_samplers.base import TimeSampler
 
 PACKAGE = Path(genflow.__file__).parent
 CONTRACTS = [
@@ -38,6 +39,7 @@ CONTRACTS = [
     InverseHead,
     Loss,
     Method,
+    TimeSampler,
 ]
 SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot]
 # Kinds with a folder of their own, and what lies above and below them.

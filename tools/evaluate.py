@@ -13,6 +13,10 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="steps from noise to data (default: the recipe's, or one)")
+    parser.add_argument(
+        "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")
     parser.add_argument("--device", type=device, default=default_device())
@@ -32,6 +36,8 @@ def main() -> None:
             arguments.average,
             arguments.device,
             lambda done, total: bar.update(task, completed=done, total=total),
+            steps=arguments.steps,
+            interval=arguments.interval,
         )
     console().print(report_table(report))
 

@@ -17,6 +17,10 @@ def main() -> None:
     parser.add_argument(
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each group (default: the recipe's)"
     )
+    parser.add_argument("--steps", type=int, help="steps from noise to data (default: the recipe's, or one)")
+    parser.add_argument(
+        "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--average", help="another average of the weights than the exported one, by name")
     parser.add_argument("--batch-size", type=int, default=256, help="samples generated at once (default: 256)")
@@ -36,6 +40,7 @@ def main() -> None:
     check_out(arguments.out)
     graph = open_run(arguments.run)
     generator = load_generator(graph, arguments.run, arguments.device, arguments.average)
+    generator.set_sampling(arguments.steps, arguments.interval)
     labels = choose_labels(generator.num_classes, arguments.labels, arguments.num, arguments.per_class)
     accelerate(generator, arguments.precision, arguments.compile, arguments.decode_precision)
     columns = arguments.per_class if arguments.per_class else round(len(labels) ** 0.5)

@@ -28,7 +28,7 @@ _NO_MATRIX_WORK = (
     # shapes, copies, casts, creation
     "FloatImplicit IntImplicit _autocast_to_full_precision _autocast_to_reduced_precision alias "
     "as_strided bernoulli broadcast_tensors broadcast_to clone concat concatenate diagonal dim empty_like "
-    "expand_as eye fill_ flip lift_fresh linspace masked_select meshgrid movedim new_ones normal numel "
+    "expand_as eye fill_ flip lift_fresh linspace mT masked_select meshgrid movedim new_ones normal numel "
     "numpy_T ones_like pad pixel_shuffle pixel_unshuffle rand rand_like randn randn_like ravel "
     "reflection_pad2d repeat repeat_interleave replication_pad2d reshape_as scalar_tensor swapaxes "
     "tensor_split tile tril triu unflatten unfold upsample_nearest2d view_as view_as_complex view_as_real "

@@ -1,2 +1,3 @@
 from genflow.backbones.grouped_mlp import GroupedMLP
 from genflow.backbones.grouped_transformer import GroupedTransformer
+from genflow.backbones.pixel_transformer import PixelTransformer

@@ -1,21 +1,27 @@
 """The contract of backbones."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genflow.condition import Condition
+from genflow.layers.tangents import derivative
 
 
 class Backbone(nn.Module):
     """A network from an image-shaped tensor and a Condition to image-shaped tensors.
 
-    A subclass sets ``image_shape`` (C, H, W), ``num_classes``, and ``uses``, the Condition fields it needs.
+    A subclass sets ``image_shape`` (C, H, W), ``num_classes``, ``uses``, the Condition fields it needs, and
+    ``heads``, the outputs it has; generators use ``main``.
     """
 
     kind = "backbone"
     uses: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("main",)
     image_shape: tuple[int, int, int]
     num_classes: int
 
@@ -26,6 +32,40 @@ class Backbone(nn.Module):
             ValueError: a field of ``uses`` is missing from ``condition``, or a head is unknown.
         """
         raise NotImplementedError
+
+    def directional(
+        self,
+        x: Tensor,
+        condition: Condition,
+        direction: Tensor,
+        heads: Sequence[str] = ("main",),
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """:meth:`forward`, and the derivative of the head ``main`` while ``x`` moves along ``direction`` and time
+        and duration grow at rate 1.
+
+        This one serves every backbone: a forward-mode pass without a graph and without fused attention, which has
+        no such derivative, then the ordinary pass. A backbone that knows a cheaper way overrides it.
+
+        Args:
+            x, condition, heads: as in :meth:`forward`; ``main`` is among the heads.
+            direction: (n, C, H, W), n <= B, of the first n rows; the others do not move.
+
+        Returns:
+            What :meth:`forward` returns, and the (n, C, H, W) derivative, without a graph.
+        """
+        rows = condition.rows(slice(len(direction)))
+        clocks = {name: getattr(rows, name) for name in ("time", "duration") if getattr(rows, name) is not None}
+
+        def main(x: Tensor, *times: Tensor) -> Tensor:
+            return self(x, replace(rows, **dict(zip(clocks, times, strict=True))))["main"]
+
+        start = (x[: len(direction)].detach(), *clocks.values())
+        rates = (direction, *(torch.ones_like(value) for value in clocks.values()))
+        with sdpa_kernel(SDPBackend.MATH):
+            moved = derivative(main, start, rates)
+        # Autocast would hand the casts of weights that it made without a graph to the pass with one.
+        torch.clear_autocast_cache()
+        return self(x, condition, heads), moved
 
 
 class GroupedBackbone(Backbone):

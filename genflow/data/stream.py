@@ -32,11 +32,13 @@ class TrainingStream(torch.utils.data.Dataset):
     Args:
         dataset: what to read.
         seed: seed of the orders and of the samples' random numbers.
+        global_batch: samples per update over all processes, as their draws are told.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Dataset, seed: int, global_batch: int | None = None):
         self.dataset = dataset
         self.seed = seed
+        self.global_batch = global_batch
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -62,7 +64,7 @@ class TrainingStream(torch.utils.data.Dataset):
             what :meth:`Dataset.batch` returns, and ``"draws"``: the :class:`Draws` of the positions.
         """
         numbers = torch.tensor(positions, dtype=torch.int64)
-        draws = Draws(self.seed, numbers)
+        draws = Draws(self.seed, numbers, self.global_batch)
         return {**self.dataset.batch(self.indices(numbers), draws), "draws": draws}
 
 
@@ -130,7 +132,7 @@ def build_loader(
         UserError: ``global_batch`` cannot be shared out equally.
     """
     return DataLoader(
-        TrainingStream(dataset, seed),
+        TrainingStream(dataset, seed, global_batch),
         batch_sampler=StreamBatchSampler(start_step, global_batch, rank, world_size),
         num_workers=num_workers,
         collate_fn=_as_read,

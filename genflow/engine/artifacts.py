@@ -51,9 +51,15 @@ def weights_file(run_dir: Path, average: str | None = None) -> Path:
     return run_dir / (WEIGHTS_FILE if average is None else f"generator-{average}.safetensors")
 
 
-def write_artifact(run_dir: Path, method: Method, average: str | None = None) -> None:
-    """Write the weights of what the method trains (the generator's network, never the codec)."""
-    write_weights(weights_file(run_dir, average), method.artifact_module.state_dict())
+def write_artifact(run_dir: Path, graph: ComponentGraph, method: Method, average: str | None = None) -> None:
+    """Write the weights of what the method trains (the generator's network, never the codec).
+
+    Those that only training needs are left out.
+    """
+    with torch.device("meta"):
+        kept = graph.build(for_training=False).artifact_module.state_dict()
+    state = method.artifact_module.state_dict()
+    write_weights(weights_file(run_dir, average), {name: state[name] for name in kept})
 
 
 def prerequisite_file(run_dir: Path, name: str) -> Path:

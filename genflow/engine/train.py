@@ -106,8 +106,7 @@ def _check_model(graph: ComponentGraph, dataset: Any) -> GeneratorCost | None:
     Raises:
         UserError: it does not fit, or lacks weights that training needs.
     """
-    from genflow.analysis.description import build_on_meta
-    from genflow.analysis.flops import count_generator
+    from genflow.analysis.description import build_on_meta, count_recipe
 
     method: Method = build_on_meta(graph)
     if dataset.image_shape != method.image_shape:
@@ -126,7 +125,7 @@ def _check_model(graph: ComponentGraph, dataset: Any) -> GeneratorCost | None:
         if isinstance(module, FeatureEncoder) and not module.has_weights:
             name = type(module).__name__
             raise UserError(f"{graph.source}: the encoder {name} has no weights: {ENCODER_HINT}")
-    return None if method.generator is None else count_generator(method.generator)
+    return None if method.generator is None else count_recipe(graph)
 
 
 def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
@@ -293,9 +292,9 @@ def _finish(
     for name, average in runner.state.averages.items():
         if average is not exported:
             with swapped(weights, average):
-                artifacts.write_artifact(work_dir, method, name)
+                artifacts.write_artifact(work_dir, graph, method, name)
     with swapped(weights, exported):
-        artifacts.write_artifact(work_dir, method)
+        artifacts.write_artifact(work_dir, graph, method)
     metrics = {
         "updates": runner.max_iters,
         "images": runner.max_iters * runner.batch_size,

@@ -1,6 +1,6 @@
 """Evaluate a run and lay the figures out beside those of real data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ def evaluate_run(
     average: str | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    *,
+    steps: int | None = None,
+    interval: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run as its recipe's ``evaluation`` section says and record it in metrics.json.
 
@@ -29,9 +32,11 @@ def evaluate_run(
         seed, guidance, progress: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`.
         average: which average of the weights; None for the exported one.
         device: where to generate.
+        steps, interval: as in :meth:`genflow.generator.Generator.set_sampling`.
 
     Returns:
-        ``{"model": {figure: value}, "real": {figure: value}, "nfe", "seed", "guidance", "average"}``.
+        ``{"model": {figure: value}, "real": {figure: value}, "nfe", "seed", "guidance", ...}``, and ``interval`` if one
+        was asked for.
 
     Raises:
         UserError: the folder holds no finished run, or its recipe has no ``evaluation`` section.
@@ -40,6 +45,7 @@ def evaluate_run(
     if evaluator is None:
         raise UserError(f"{graph.source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
     generator = artifacts.load_generator(graph, run_dir, device, average)
+    generator.set_sampling(steps, interval)
     report = {
         "model": evaluator.evaluate(generator, seed, guidance, device, progress),
         "real": evaluator.reference(),
@@ -49,8 +55,14 @@ def evaluate_run(
         "average": average,
         "samples": evaluator.num_samples,
     }
-    default = seed == 0 and guidance is None and average is None
-    key = "evaluation" if default else f"evaluation, seed {seed}, guidance {report['guidance']:g}, average {average}"
+    key = "evaluation"
+    if seed or any(value is not None for value in (guidance, average, steps, interval)):
+        key += f", seed {seed}, guidance {report['guidance']:g}, average {average}"
+    if steps is not None:
+        key += f", {steps} steps"
+    if interval is not None:
+        report["interval"] = list(interval)
+        key += ", interval {:g} to {:g}".format(*interval)
     artifacts.write_metrics(run_dir, {key: report})
     return report
 

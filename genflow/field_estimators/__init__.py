@@ -1,1 +1,2 @@
-
+from genflow.field_estimators.average_velocity import AverageVelocity
+from genflow.field_estimators.instantaneous_velocity import InstantaneousVelocity

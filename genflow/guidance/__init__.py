@@ -1,2 +1,4 @@
 from genflow.guidance.classifier_free import ClassifierFreeGuidance
+from genflow.guidance.fixed_mixture import FixedMixture
+from genflow.guidance.interval import IntervalGuidance
 from genflow.guidance.training_time_cfg import TrainingTimeCFG

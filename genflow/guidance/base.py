@@ -1,20 +1,30 @@
-"""The contract of guidance modules."""
+"""The contracts of guidance modules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from genflow.condition import Condition
 from genflow.draws import Draws
+from genflow.time_samplers.base import Times
 
 
 class Guidance(nn.Module):
-    """What training does for guidance."""
+    """What training does for guidance; the families have different inputs."""
 
     kind = "guidance"
+    #: Share of samples that lose their label.
+    label_drop: float
+
+
+class ReverseGuidance(Guidance):
+    """Guidance of a reverse model: losses see what its outputs imply without guidance (BiFlow)."""
+
     #: Whether the model learns to output guided quantities, so that one pass samples at any scale and losses
     #: see what :meth:`recover` returns; otherwise sampling takes two passes.
     in_training: bool = True
-    #: Share of samples that lose their label.
-    label_drop: float
 
     def draw(self, draws: Draws) -> Tensor:
         """(B,) guidance scales for a batch."""
@@ -32,5 +42,73 @@ class Guidance(nn.Module):
             null: (B, ...) its output without class on the same input; carries no gradient.
             scale: (B,) guidance scales.
             dropped: (B,) bool, samples without class; theirs is ``guided`` itself.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GuidedTarget:
+    """What guidance makes of the model's own velocities, without gradients.
+
+    Args:
+        velocity: (B, C, H, W) guided velocity that training compares with.
+        tangent: (B, C, H, W) direction in which z moves for the derivative; of no meaning where r = t.
+    """
+
+    velocity: Tensor
+    tangent: Tensor
+
+
+#: The model's own velocity at time t of the (N,) rows of a batch under a condition of N rows, without gradient.
+OwnVelocity = Callable[[Tensor, Condition], Tensor]
+
+
+class VelocityGuidance(Guidance):
+    """Guidance of a velocity model: the target is guided by the model's own velocities (MeanFlow, iMF, pMF)."""
+
+    #: Condition fields by which the model is told the guidance that its output has.
+    tells: tuple[str, ...] = ()
+
+    def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
+        """Labels, and scale (B,) and interval (B, 2) as drawn for training."""
+        raise NotImplementedError
+
+    def dropped(self, draws: Draws, equal: Tensor) -> Tensor:
+        """The rows of a global batch that lose their label (pMF, spec 5, rule 7).
+
+        As many as uniform numbers lie below ``label_drop``; rows with r = t come first, for "no class" needs no
+        other times.
+
+        Args:
+            draws: of the whole global batch, N samples.
+            equal: (N,) bool, its rows with r = t.
+
+        Returns:
+            (N,) bool.
+        """
+        count = (draws.uniform("label drop") < self.label_drop).sum()
+        rank = torch.argsort(torch.argsort(~equal, stable=True))
+        return rank < count
+
+    def forward(
+        self,
+        own: OwnVelocity,
+        conditional: Tensor,
+        condition: Condition,
+        times: Times,
+        dropped: Tensor,
+        num_classes: int,
+        needed_rows_only: bool = True,
+    ) -> GuidedTarget:
+        """Guide.
+
+        Args:
+            own: the model's velocity, evaluated as seldom as can be.
+            conditional: (B, C, H, W) velocity of the path to the data, the target without guidance.
+            condition: what :meth:`condition` returned.
+            times: of the batch.
+            dropped: (B,) bool, rows without label; theirs is the target without guidance.
+            num_classes: the label that stands for "no class".
+            needed_rows_only: evaluate ``own`` only where its value counts. Off for comparison.
         """
         raise NotImplementedError

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from genflow.draws import Draws
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 from genflow.registry import GUIDANCE
 from genflow.slots import Share
 
 
 @GUIDANCE.register_module()
-class ClassifierFreeGuidance(Guidance):
+class ClassifierFreeGuidance(ReverseGuidance):
     """Training drops labels and nothing else; sampling evaluates the model with and without class.
 
     Args:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from genflow.draws import Draws
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 from genflow.registry import GUIDANCE
 from genflow.slots import Share, Size
 
 
 @GUIDANCE.register_module()
-class TrainingTimeCFG(Guidance):
+class TrainingTimeCFG(ReverseGuidance):
     """The model outputs guided quantities; losses see what they imply without guidance.
 
     A guided output is (1 + w) * conditional - w * null. The model learns to produce it directly from

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class InverseHead(nn.Module):
             ValueError: it cannot.
         """
 
-    def forward(self, z: Tensor, condition: Condition, guidance: Guidance | None = None) -> InverseOutput:
+    def forward(self, z: Tensor, condition: Condition, guidance: ReverseGuidance | None = None) -> InverseOutput:
         """Run the reverse model from noise z (B, C, H, W); ``guidance`` recovers unguided quantities."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 from genflow.inverse_heads.base import InverseHead, InverseOutput
 from genflow.inverse_heads.trajectory_norm import TrajectoryNorm
 from genflow.losses.base import Loss
@@ -50,7 +50,7 @@ class GroupedInverse(InverseHead):
         if teacher.blocks != self.backbone.groups:
             raise ValueError(f"the backbone has {self.backbone.groups} groups, the teacher {teacher.blocks} blocks")
 
-    def forward(self, z: Tensor, condition: Condition, guidance: Guidance | None = None) -> InverseOutput:
+    def forward(self, z: Tensor, condition: Condition, guidance: ReverseGuidance | None = None) -> InverseOutput:
         backbone = self.backbone
         condition.require(*backbone.uses, user=type(backbone).__name__)
         recover = guidance is not None and guidance.in_training

@@ -6,7 +6,7 @@ from torch import Tensor
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.flow_teachers.base import Trajectory
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 from genflow.inverse_heads.base import InverseHead, InverseOutput
 from genflow.registry import INVERSE_HEADS
 
@@ -27,7 +27,7 @@ class NaiveDistillation(InverseHead):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, z: Tensor, condition: Condition, guidance: Guidance | None = None) -> InverseOutput:
+    def forward(self, z: Tensor, condition: Condition, guidance: ReverseGuidance | None = None) -> InverseOutput:
         classes = self.backbone.num_classes
         sample = self.backbone(z, condition)["main"]
         if guidance is not None and guidance.in_training:

@@ -25,6 +25,12 @@ def axial_rotation(side: int, head_width: int, theta: float = 1e4) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
 
 
+def sequence_rotation(length: int, head_width: int, theta: float = 1e4) -> Tensor:
+    """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per adjacent pair of channels."""
+    frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    return torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of (..., L, d) by (L, d/2) angles, in the dtype of ``x``."""
     pairs = x.unflatten(-1, (-1, 2))
@@ -43,6 +49,27 @@ def sinusoidal(values: Tensor, width: int, max_period: float = 1e4) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
     phases = values.float().unsqueeze(1) * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([phases.cos(), phases.sin()], dim=1)
+
+
+class ScalarEmbedding(nn.Sequential):
+    """A scalar's sinusoidal features through linear, SiLU, linear (pMF, spec 2.2).
+
+    The features' frequencies are at most 1, so that a derivative with respect to the scalar stays small.
+
+    Args:
+        width: W.
+        features: number of sinusoidal features.
+    """
+
+    def __init__(self, width: int, features: int = 256):
+        super().__init__(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        for linear in (self[0], self[2]):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B,) to (B, W)."""
+        return super().forward(sinusoidal(values, self[0].in_features).to(self[0].weight.dtype))
 
 
 class GuidanceEmbedding(nn.Linear):

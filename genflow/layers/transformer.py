@@ -50,6 +50,10 @@ class Attention(nn.Module):
         self.query_norm = build_norm("rms", width // heads) if qk_norm else nn.Identity()
         self.key_norm = build_norm("rms", width // heads) if qk_norm else nn.Identity()
 
+    def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, 3W) of the joint map to queries, keys and values, (B, H, L, d) each."""
+        return joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
     def forward(self, x: Tensor, angles: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, L, W) to (B, L, W).
 
@@ -58,7 +62,7 @@ class Attention(nn.Module):
             angles: (L, d/2) rotary angles of its positions.
             causal: mask later positions (the diagonal is visible).
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.split(self.qkv(x))
         q, k = self.query_norm(q), self.key_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -89,11 +93,16 @@ class GeluFeedforward(nn.Module):
 
 
 class SwiGluFeedforward(nn.Module):
-    """down(SiLU(gate(x)) * up(x)) without biases, inner width floor(8 W / 3)."""
+    """down(SiLU(gate(x)) * up(x)) without biases.
 
-    def __init__(self, width: int):
+    Args:
+        width: W.
+        multiple: the inner width is floor(8 W / 3), rounded up to a multiple of this.
+    """
+
+    def __init__(self, width: int, multiple: int = 1):
         super().__init__()
-        inner = 8 * width // 3
+        inner = -(-(8 * width // 3) // multiple) * multiple
         self.gate_up = nn.Linear(width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
@@ -119,6 +128,7 @@ class TransformerLayer(nn.Module):
         norm: ``layer`` (TARFlow) or ``rms``.
         feedforward: ``gelu`` (TARFlow, with biases) or ``swiglu`` (without biases, attention likewise).
         gated: scale both residual branches by learned vectors that start at zero.
+        multiple: of a ``swiglu``, as in :class:`SwiGluFeedforward`.
     """
 
     def __init__(
@@ -129,12 +139,13 @@ class TransformerLayer(nn.Module):
         feedforward: Feedforward = "swiglu",
         qk_norm: bool = False,
         gated: bool = False,
+        multiple: int = 1,
     ):
         super().__init__()
         self.attention_norm = build_norm(norm, width)
         self.attention = Attention(width, heads, bias=feedforward == "gelu", qk_norm=qk_norm)
         self.feedforward_norm = build_norm(norm, width)
-        self.feedforward = GeluFeedforward(width) if feedforward == "gelu" else SwiGluFeedforward(width)
+        self.feedforward = GeluFeedforward(width) if feedforward == "gelu" else SwiGluFeedforward(width, multiple)
         self.attention_gate = nn.Parameter(torch.zeros(width)) if gated else None
         self.feedforward_gate = nn.Parameter(torch.zeros(width)) if gated else None
 

@@ -1,3 +1,4 @@
 from genflow.methods.biflow import BiFlow
 from genflow.methods.classification import Classification
 from genflow.methods.maximum_likelihood import MaximumLikelihood
+from genflow.methods.mean_flow import MeanFlow

@@ -22,7 +22,8 @@ class Method(BaseModel):
 
     kind = "method"
     frozen: tuple[str, ...] = ()
-    #: Optional constructor arguments that neither sampling nor counting needs.
+    #: Optional constructor arguments (dotted paths) that neither sampling nor counting needs; their weights are no part
+    #: of the artifact.
     training_only: tuple[str, ...] = ()
     artifact: str
     generator: Generator | None

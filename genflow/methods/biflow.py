@@ -10,7 +10,7 @@ from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.flow_teachers.base import FlowTeacher
 from genflow.generator import OnePassGenerator, TwoPassGenerator
-from genflow.guidance.base import Guidance
+from genflow.guidance.base import ReverseGuidance
 from genflow.inverse_heads.base import InverseHead
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
@@ -54,7 +54,7 @@ class BiFlow(Method):
         codec: Codec,
         reconstruction: Loss,
         noise_std: Size,
-        guidance: Guidance | None = None,
+        guidance: ReverseGuidance | None = None,
         default_guidance: float = 0.0,
         denoising: Literal["learned", "score", "none"] = "learned",
         perceptual: PerceptualSection | None = None,

@@ -1,0 +1,1 @@
+"""Released weights of the original projects, turned into run folders."""

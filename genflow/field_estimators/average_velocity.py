@@ -1,0 +1,154 @@
+"""Average velocities from a network that predicts images (pMF, spec 3 and 4) or velocities (MeanFlow, iMF)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from genflow.backbones.base import Backbone
+from genflow.condition import Condition
+from genflow.field_estimators.base import VelocityEstimator, VelocityFields
+from genflow.layers.precision import full_precision
+from genflow.layers.tangents import derivative
+from genflow.registry import FIELD_ESTIMATORS
+from genflow.slots import Range, Share
+from genflow.time_samplers.base import Times
+
+#: Standard deviation of data in the preconditioners (EDM).
+_DATA_STD = 0.5
+#: Half the distance of the two evaluations of a central difference.
+_STEP = 5e-3
+
+
+@FIELD_ESTIMATORS.register_module()
+class AverageVelocity(VelocityEstimator):
+    """u(z, r, t), the mean velocity of the path from r to t, and its derivative along the path.
+
+    Args:
+        prediction: what the network predicts: ``x``, the image that the average velocity leads to, z - t u; or ``u``.
+        preconditioner: of ``x``, for comparison: the image is skip(t) z + out(t) network. ``linear`` is
+            skip = 1 - t, out = t; ``edm`` that of EDM for noise t / (1 - t); ``scm`` the cosine and the sine of
+            sCM at the angle pi t / 2. The paper names the last two without formulas known to us.
+        time_floor: the smallest time by which z - x is divided.
+        derivative: ``forward``: exact, by forward-mode differentiation; ``central``: a difference of two further
+            evaluations, for comparison.
+        moving_rows_only: differentiate only rows with r < t; the others' derivative is multiplied by 0. Off for
+            comparison, with the same result.
+
+    Raises:
+        ValueError: a preconditioner of ``u``.
+    """
+
+    def __init__(
+        self,
+        prediction: Literal["x", "u"] = "x",
+        preconditioner: Literal["none", "linear", "edm", "scm"] = "none",
+        time_floor: Annotated[Share, Range(above=0)] = 0.05,
+        derivative: Literal["forward", "central"] = "forward",
+        moving_rows_only: bool = True,
+    ):
+        super().__init__()
+        if prediction == "u" and preconditioner != "none":
+            raise ValueError(f"preconditioner {preconditioner} is for prediction x, found prediction u")
+        self.prediction = prediction
+        self.preconditioner = preconditioner
+        self.time_floor = time_floor
+        self.derivative = derivative
+        self.moving_rows_only = moving_rows_only
+
+    def velocity(
+        self,
+        network: Backbone,
+        z: Tensor,
+        t: Tensor,
+        r: Tensor,
+        condition: Condition,
+        heads: Sequence[str] = ("main",),
+    ) -> dict[str, Tensor]:
+        outputs = network(z, _timed(condition, t, r), heads)
+        return {name: self.convert(output, z, t) for name, output in outputs.items()}
+
+    def convert(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """A network's (B, C, H, W) output at ``z`` and (B,) ``t`` to a velocity, in float32 also under autocast."""
+        with full_precision(output.device):
+            output = output.to(z.dtype)
+            if self.prediction == "u":
+                return output
+            if self.preconditioner != "none":
+                skip, out = _coefficients(self.preconditioner, t.view(-1, 1, 1, 1))
+                output = skip * z + out * output
+            return (z - output) / self.floored(t)
+
+    def forward(
+        self,
+        network: Backbone,
+        z: Tensor,
+        times: Times,
+        condition: Condition,
+        tangent: Tensor,
+        heads: Sequence[str] = ("main",),
+    ) -> VelocityFields:
+        moving = ~times.equal if self.moving_rows_only else torch.ones_like(times.equal)
+        count = int(moving.sum())
+        # Rows that move come first; what is returned has the order of the arguments.
+        order = torch.argsort(~moving, stable=True) if count < len(z) else None
+        if order is not None:
+            z, tangent, condition = z[order], tangent[order], condition.rows(order)
+            times = Times(times.t[order], times.r[order], times.equal[order])
+        outputs, derivative = self._differentiate(network, z, times, condition, tangent[:count], heads)
+        velocities = {name: self.convert(output, z, times.t) for name, output in outputs.items()}
+        with full_precision(z.device):
+            span = (times.t - times.r)[:count].view(-1, 1, 1, 1)
+            correction = torch.cat([span * derivative, derivative.new_zeros(len(z) - count, *z.shape[1:])])
+            velocities["compound"] = velocities["main"] + correction
+        if order is not None:
+            back = torch.argsort(order)
+            velocities = {name: velocity[back] for name, velocity in velocities.items()}
+        return VelocityFields(velocities["main"], velocities["compound"], velocities.get("auxiliary"))
+
+    def _differentiate(
+        self,
+        network: Backbone,
+        z: Tensor,
+        times: Times,
+        condition: Condition,
+        tangent: Tensor,
+        heads: Sequence[str],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The network's outputs at all rows, and du/dt of the first rows, of which ``tangent`` says the direction."""
+        here = _timed(condition, times.t, times.r)
+        count = len(tangent)
+        if not count:
+            return network(z, here, heads), tangent
+        start, t = z[:count], times.t[:count]
+        if self.derivative == "central":
+            rows, r = condition.rows(slice(count)), times.r[:count]
+            with torch.no_grad():
+                after, before = (
+                    self.velocity(network, start + step * tangent, t + step, r, rows)["main"]
+                    for step in (_STEP, -_STEP)
+                )
+            torch.clear_autocast_cache()  # of casts without a graph
+            return network(z, here, heads), (after - before) / (2 * _STEP)
+        outputs, d_output = network.directional(z, here, tangent, heads)
+        output = outputs["main"][:count].detach().to(z.dtype)
+        along = (d_output.to(z.dtype), tangent, torch.ones_like(t))
+        return outputs, derivative(self.convert, (output, start, t), along)
+
+
+def _timed(condition: Condition, t: Tensor, r: Tensor) -> Condition:
+    return replace(condition, time=t, duration=t - r)
+
+
+def _coefficients(preconditioner: str, t: Tensor) -> tuple[Tensor, Tensor]:
+    """skip(t) and out(t)."""
+    if preconditioner == "linear":
+        return 1 - t, t
+    if preconditioner == "scm":
+        angle = 0.5 * math.pi * t
+        return angle.cos(), -_DATA_STD * angle.sin()
+    variance = t.square() + (_DATA_STD * (1 - t)).square()
+    return _DATA_STD**2 * (1 - t) / variance, _DATA_STD * t * variance.rsqrt()

@@ -1,0 +1,62 @@
+"""Instantaneous velocities: flow matching (JiT, arXiv 2511.13720)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from genflow.backbones.base import Backbone
+from genflow.condition import Condition
+from genflow.field_estimators.base import VelocityEstimator, VelocityFields
+from genflow.layers.precision import full_precision
+from genflow.registry import FIELD_ESTIMATORS
+from genflow.slots import Range, Share
+from genflow.time_samplers.base import Times
+
+
+@FIELD_ESTIMATORS.register_module()
+class InstantaneousVelocity(VelocityEstimator):
+    """v(z, t) of a network that predicts the clean image or the velocity itself.
+
+    Args:
+        prediction: ``x`` or ``v``.
+        time_floor: the smallest time by which z - x is divided.
+    """
+
+    def __init__(
+        self, prediction: Literal["x", "v"] = "x", time_floor: Annotated[Share, Range(above=0)] = 0.05
+    ):
+        super().__init__()
+        self.prediction = prediction
+        self.time_floor = time_floor
+
+    def velocity(
+        self,
+        network: Backbone,
+        z: Tensor,
+        t: Tensor,
+        r: Tensor,
+        condition: Condition,
+        heads: Sequence[str] = ("main",),
+    ) -> dict[str, Tensor]:
+        """As in the contract; ``r`` is not looked at."""
+        outputs = network(z, replace(condition, time=t, duration=torch.zeros_like(t)), heads)
+        with full_precision(z.device):
+            if self.prediction == "v":
+                return {name: output.to(z.dtype) for name, output in outputs.items()}
+            return {name: (z - output.to(z.dtype)) / self.floored(t) for name, output in outputs.items()}
+
+    def forward(
+        self,
+        network: Backbone,
+        z: Tensor,
+        times: Times,
+        condition: Condition,
+        tangent: Tensor,
+        heads: Sequence[str] = ("main",),
+    ) -> VelocityFields:
+        """As in the contract; there is nothing to differentiate."""
+        velocity = self.velocity(network, z, times.t, times.r, condition)["main"]
+        return VelocityFields(velocity, velocity, None)

@@ -1,0 +1,94 @@
+"""Guidance with a random scale inside a random interval of time, both told to the model (iMF; pMF, spec 5 and 6)."""
+
+import torch
+from torch import Tensor
+
+from genflow.condition import Condition
+from genflow.draws import Draws
+from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance
+from genflow.registry import GUIDANCE
+from genflow.slots import Share, Size
+from genflow.time_samplers.base import Times
+
+
+@GUIDANCE.register_module()
+class IntervalGuidance(VelocityGuidance):
+    """v_g = v_t + (1 - 1/w) (v_c - v_null) for the scale w where t lies in the interval, v_t elsewhere.
+
+    v_c and v_null are the model's own velocities with class and scale, and without either. Where r = t the
+    interval is [0, 1]. The tangent is v_c, at scale 1 outside the interval.
+
+    Args:
+        max_scale: scales lie in [1, 1 + max_scale]; 0 trains without guidance.
+        power: their density falls as scale^-power.
+        interval: whether intervals are drawn, [U/2, (1 + U')/2]; otherwise all are [0, 1].
+        label_drop: share of samples that lose their label.
+    """
+
+    tells = ("guidance", "interval")
+
+    def __init__(
+        self, max_scale: Size = 7.0, power: float = 1.0, interval: bool = True, label_drop: Share = 0.1
+    ):
+        super().__init__()
+        self.max_scale = max_scale
+        self.power = power
+        self.interval = interval
+        self.label_drop = label_drop
+
+    def scale(self, uniform: Tensor) -> Tensor:
+        """(B,) numbers in (0, 1) to scales."""
+        if self.power == 1:
+            return (1 + self.max_scale) ** uniform
+        rest = 1 - self.power
+        return (1 + uniform * ((1 + self.max_scale) ** rest - 1)) ** (1 / rest)
+
+    def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
+        whole = torch.tensor([0.0, 1.0], device=labels.device).expand(len(labels), 2)
+        interval = whole
+        if self.interval:
+            ends = [draws.uniform("interval start"), 1 + draws.uniform("interval end")]
+            interval = torch.where(times.equal.unsqueeze(1), whole, torch.stack(ends, dim=1) / 2)
+        return Condition(labels=labels, guidance=self.scale(draws.uniform("guidance scale")), interval=interval)
+
+    def forward(
+        self,
+        own: OwnVelocity,
+        conditional: Tensor,
+        condition: Condition,
+        times: Times,
+        dropped: Tensor,
+        num_classes: int,
+        needed_rows_only: bool = True,
+    ) -> GuidedTarget:
+        start, end = condition.interval.unbind(1)
+        scale = torch.where((start <= times.t) & (times.t <= end), condition.guidance, 1.0)
+        count = len(scale)
+        plain = torch.ones_like(scale)
+        interval = torch.stack([torch.zeros_like(scale), plain], dim=1)
+        labelled = Condition(labels=condition.labels, guidance=scale, interval=interval)
+        null = Condition(labels=condition.labels, guidance=plain, interval=interval).unlabelled(num_classes)
+        if needed_rows_only:
+            guided = (scale > 1) & ~dropped
+            # Inside the interval the tangent is the same velocity as the target's; where r = t it does not count.
+            first, second = (~times.equal | guided).nonzero().flatten(), guided.nonzero().flatten()
+            rows = torch.cat([first, second])
+            velocities = own(rows, _joined(labelled.rows(first), null.rows(second)))
+            with_class, without = torch.zeros_like(conditional), torch.zeros_like(conditional)
+            with_class[first], without[second] = velocities.split([len(first), len(second)])
+            guiding = with_class
+        else:
+            drawn = Condition(labels=condition.labels, guidance=condition.guidance, interval=interval)
+            every = torch.arange(count, device=scale.device)
+            guiding, without = own(every.repeat(2), _joined(drawn, null)).chunk(2)
+            with_class = own(every, labelled)
+        share = torch.where(dropped, 0.0, 1 - 1 / scale).view(-1, 1, 1, 1)
+        return GuidedTarget(conditional + share * (guiding - without), with_class)
+
+
+def _joined(one: Condition, other: Condition) -> Condition:
+    return Condition(
+        labels=torch.cat([one.labels, other.labels]),
+        guidance=torch.cat([one.guidance, other.guidance]),
+        interval=torch.cat([one.interval, other.interval]),
+    )

@@ -1,0 +1,119 @@
+"""Transformer layers that carry a tangent beside their value.
+
+Forward-mode differentiation needs only the directional derivative of a layer, not its graph; fused attention has
+no forward-mode derivative. So a layer maps a pair: the value as always, with its graph and fused kernels, and the
+tangent by the rules below, without a graph. The borders of layers carry ordinary tensors, which distributed
+wrappers, checkpointing and compilers understand (pMF, spec 16).
+
+A tangent has shape (n, ...) and belongs to the first n rows of its value, n <= B: rows that do not move need none.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genflow.layers.embeddings import rotate
+from genflow.layers.transformer import RMSNorm, TransformerLayer
+
+#: A value (B, ...) and its tangent (n, ...); None where nothing moves.
+Pair = tuple[Tensor, Tensor | None]
+
+
+@torch.no_grad()
+def derivative(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]) -> Tensor:
+    """The directional derivative of a function that has forward-mode rules, without a graph."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch scripts functions of its own at the first call
+        return torch.func.jvp(function, at, along)[1]
+
+
+@torch.no_grad()
+def linear_tangent(linear: nn.Linear, tangent: Tensor) -> Tensor:
+    """The derivative of a linear map: (n, ..., in) to (n, ..., out)."""
+    return F.linear(tangent, linear.weight)
+
+
+@torch.no_grad()
+def norm_tangent(norm: RMSNorm, x: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative of an RMSNorm at (n, ..., W) ``x`` along ``tangent``, in the precision of the gain."""
+    x, tangent = x.to(norm.weight.dtype), tangent.to(norm.weight.dtype)
+    inverse = (x.square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt()
+    along = (x * tangent).mean(dim=-1, keepdim=True) * inverse.square()
+    return (tangent - x * along) * inverse * norm.weight
+
+
+@torch.no_grad()
+def swiglu_tangent(wide: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative of SiLU(gate) * up at (n, ..., gate | up) ``wide``."""
+    gate, up = wide.chunk(2, dim=-1)
+    d_gate, d_up = tangent.chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    return (sigmoid + silu * (1 - sigmoid)) * d_gate * up + silu * d_up
+
+
+@torch.no_grad()
+def attention_tangent(q: Tensor, k: Tensor, v: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, out: Tensor) -> Tensor:
+    """The derivative of softmax attention.
+
+    Args:
+        q, k, v: (n, H, L, d) queries, keys and values.
+        dq, dk, dv: their tangents.
+        out: (n, H, L, d) the attention's value.
+    """
+    scale, wide = q.shape[-1] ** -0.5, torch.promote_types(q.dtype, torch.float32)
+    weights = torch.softmax((q @ k.mT).to(wide) * scale, dim=-1)
+    moved = weights * ((torch.cat([dq, q], dim=-1) @ torch.cat([k, dk], dim=-1).mT).to(wide) * scale)
+    both = torch.cat([moved, weights], dim=-1).to(v.dtype) @ torch.cat([v, dv], dim=-2)
+    return both - moved.sum(dim=-1, keepdim=True) * out
+
+
+def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Tensor) -> Pair:
+    """A pre-norm layer of RMSNorm and SwiGLU with q/k norms, on a pair.
+
+    Args:
+        layer: gated or not.
+        x: (B, L, W).
+        tangent: (n, L, W), or None: the layer itself.
+        angles: (L, d/2) rotary angles.
+    """
+    if tangent is None:
+        return layer(x, angles=angles), None
+    n = len(tangent)
+    attention, feedforward = layer.attention, layer.feedforward
+    normed = layer.attention_norm(x)
+    d_normed = norm_tangent(layer.attention_norm, x[:n], tangent)
+    queries, keys, values = attention.split(attention.qkv(normed))
+    d_queries, d_keys, d_values = attention.split(linear_tangent(attention.qkv, d_normed))
+    q, dq = _position(attention.query_norm, queries, d_queries, angles)
+    k, dk = _position(attention.key_norm, keys, d_keys, angles)
+    dtype = values.dtype
+    q, k = q.to(dtype), k.to(dtype)
+    attended = F.scaled_dot_product_attention(q, k, values)
+    moved = attention_tangent(q[:n], k[:n], values[:n], dq.to(dtype), dk.to(dtype), d_values, attended[:n])
+    branch = attention.out(attended.transpose(1, 2).flatten(-2))
+    d_branch = linear_tangent(attention.out, moved.transpose(1, 2).flatten(-2).to(dtype))
+    x, tangent = _add(x, tangent, branch, d_branch, layer.attention_gate)
+
+    normed = layer.feedforward_norm(x)
+    wide = feedforward.first(normed)
+    d_wide = linear_tangent(feedforward.first, norm_tangent(layer.feedforward_norm, x[:n], tangent))
+    branch = feedforward.down(feedforward.activate(wide))
+    d_branch = linear_tangent(feedforward.down, swiglu_tangent(wide[:n], d_wide))
+    return _add(x, tangent, branch, d_branch, layer.feedforward_gate)
+
+
+def _position(norm: RMSNorm, x: Tensor, tangent: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised and rotated queries or keys; the rotation is linear."""
+    value = rotate(norm(x), angles)
+    with torch.no_grad():
+        return value, rotate(norm_tangent(norm, x[: len(tangent)], tangent), angles)
+
+
+def _add(x: Tensor, tangent: Tensor, branch: Tensor, d_branch: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        tangent = tangent + (d_branch if gate is None else gate * d_branch)
+    return x + (branch if gate is None else gate * branch), tangent

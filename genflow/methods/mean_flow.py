@@ -1,0 +1,169 @@
+"""MeanFlow (arXiv 2505.13447), improved MeanFlow (2512.02012) and pixel MeanFlow (pMF, 2601.22158)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genflow.backbones.base import Backbone
+from genflow.codecs.base import Codec
+from genflow.condition import Condition
+from genflow.draws import Draws
+from genflow.field_estimators.base import VelocityEstimator
+from genflow.guidance.base import GuidedTarget, VelocityGuidance
+from genflow.losses.base import Loss
+from genflow.methods.base import Method
+from genflow.perceptual import PerceptualLoss, PerceptualSection
+from genflow.registry import METHODS
+from genflow.slots import Share, Size
+from genflow.time_samplers.base import Times, TimeSampler
+from genflow.velocity_generator import AverageVelocityGenerator
+
+
+@dataclass(frozen=True)
+class SavingsSection:
+    """Work whose result would not count is left out; each can be switched off, with the same result (spec 17).
+
+    Args:
+        guidance: guidance evaluates the model only where its velocity counts.
+        heads: only the heads that a call needs are computed.
+        perceptual: perceptual networks see only the rows below ``perceptual_max_time``.
+    """
+
+    guidance: bool = True
+    heads: bool = True
+    perceptual: bool = True
+
+
+@METHODS.register_module()
+class MeanFlow(Method):
+    """Learn average velocities by the identity v = u + (t - r) du/dt; one evaluation then samples (pMF, spec 4).
+
+    Args:
+        backbone: predicts images or velocities; with a head ``auxiliary`` that head learns the velocity at t, and
+            guidance takes the model's own velocities from it, otherwise from ``main`` at r = t.
+        field: turns the backbone's outputs into velocities.
+        times: draws t and r.
+        codec: the space of the model.
+        loss: distance of the compound velocity V, and of the auxiliary one, to the guided target.
+        guidance: builds the target; None trains without, and moves z along the path to the data for the derivative.
+        noise_scale: standard deviation of the noise.
+        perceptual: distances between z - t u and the data, decoded.
+        perceptual_max_time: rows with t at or above it have no perceptual terms.
+        default_guidance, default_interval: scale and interval used for sampling when none is asked for.
+        savings: for comparison.
+
+    Raises:
+        ValueError: backbone and codec do not fit, or the backbone needs guidance that is not there.
+    """
+
+    frozen = ("codec", "perceptual")
+    training_only = ("perceptual", "backbone.auxiliary_depth")
+    artifact = "backbone"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        field: VelocityEstimator,
+        times: TimeSampler,
+        codec: Codec,
+        loss: Loss,
+        guidance: VelocityGuidance | None = None,
+        noise_scale: Size = 1.0,
+        perceptual: PerceptualSection | None = None,
+        perceptual_max_time: Share = 1.0,
+        default_guidance: float = 1.0,
+        default_interval: tuple[Share, Share] = (0.0, 1.0),
+        savings: SavingsSection = SavingsSection(),
+    ):
+        super().__init__()
+        if codec.latent_shape != backbone.image_shape:
+            raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {backbone.image_shape}")
+        self.backbone = backbone
+        self.field = field
+        self.times = times
+        self.codec = codec
+        self.loss = loss
+        self.guidance = guidance
+        self.noise_scale = noise_scale
+        self.perceptual = None if perceptual is None else PerceptualLoss(perceptual)
+        self.perceptual_max_time = perceptual_max_time
+        self.savings = savings
+        self.own_head = "auxiliary" if "auxiliary" in backbone.heads else "main"
+        guided = guidance is not None and bool(guidance.tells)
+        self.generator = AverageVelocityGenerator(
+            backbone, field, codec, noise_scale, default_guidance, default_interval, guided=guided
+        )
+        self.freeze()
+
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+        clean = self.codec.normalize(images)
+        # Laws that count rows are those of the global batch.
+        whole = draws.whole()
+        times = self.times(draws)
+        noise = self.noise_scale * draws.normal("noise", clean.shape[1:])
+        t = times.t.view(-1, 1, 1, 1)
+        z = (1 - t) * clean + t * noise
+        conditional = self.field.conditional(z, clean, times.t)
+        if self.guidance is None:
+            dropped = torch.zeros_like(times.equal)
+            condition = self.generator.told(labels)
+            guided = GuidedTarget(conditional, conditional)
+        else:
+            dropped = self.guidance.dropped(whole, self.times(whole).equal)[draws.places]
+            condition = self.guidance.condition(draws, labels, times)
+            guided = self._guide(z, conditional, condition, times, dropped)
+        condition = condition.labelled(torch.where(dropped, self.num_classes, labels))
+        fields = self.field(self.backbone, z, times, condition, guided.tangent, self.backbone.heads)
+        terms = {"velocity": self.loss(fields.compound, guided.velocity)}
+        figures = {"velocity_error": _mean_square(fields.compound, guided.velocity)}
+        if fields.auxiliary is not None:
+            terms["auxiliary"] = self.loss(fields.auxiliary, guided.velocity)
+            figures["auxiliary_error"] = _mean_square(fields.auxiliary, guided.velocity)
+        if self.perceptual is not None:
+            terms |= self._compare(z - t * fields.average, clean, times.t, draws)
+        means = {name: value.mean() for name, value in terms.items()}
+        return {
+            "loss": torch.stack(list(means.values())).sum(),
+            **{name: value.detach() for name, value in means.items()},
+            **figures,
+        }
+
+    @torch.no_grad()
+    def _guide(
+        self, z: Tensor, conditional: Tensor, condition: Condition, times: Times, dropped: Tensor
+    ) -> GuidedTarget:
+        """The guided target by the model's own velocities."""
+
+        def own(rows: Tensor, told: Condition) -> Tensor:
+            if not len(rows):
+                return z[rows]
+            t = times.t[rows]
+            if self.savings.heads:
+                return self.field.velocity(self.backbone, z[rows], t, t, told, (self.own_head,))[self.own_head]
+            return self.field.velocity(self.backbone, z[rows], t, t, told, self.backbone.heads)[self.own_head]
+
+        guided = self.guidance(
+            own, conditional, condition, times, dropped, self.num_classes, needed_rows_only=self.savings.guidance
+        )
+        # Autocast would hand the casts of weights that it made without a graph to the passes with one.
+        torch.clear_autocast_cache()
+        return guided
+
+    def _compare(self, prediction: Tensor, clean: Tensor, t: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Perceptual terms (B,); zero at late times, where the prediction says little."""
+        early = t < self.perceptual_max_time
+        rows = early.nonzero().flatten() if self.savings.perceptual else torch.arange(len(t), device=t.device)
+        if not len(rows):
+            return {f"perceptual_{name}": torch.zeros_like(t) for name in self.perceptual.losses}
+        with torch.no_grad():
+            target = self.codec.decode(clean[rows])
+        distances = self.perceptual(self.codec.decode(prediction[rows]), target, draws[rows])
+        return {
+            f"perceptual_{name}": torch.zeros_like(t).index_copy(0, rows, value.to(t.dtype)) * early
+            for name, value in distances.items()
+        }
+
+
+def _mean_square(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction.detach() - target).square().mean()

@@ -1,0 +1,1 @@
+from genflow.time_samplers.logit_normal import LogitNormalTimes
