@@ -17,6 +17,7 @@ def main() -> None:
         title="benchmarks (each with --help of its own)", metavar="BENCHMARK", required=True, parser_class=_command
     )
     _add_inverse(commands)
+    _add_train_step(commands)
     arguments = parser.parse_args()
 
     from genflow.errors import UserError
@@ -26,7 +27,7 @@ def main() -> None:
         raise UserError(f"--json: '{arguments.json}' is a folder")
     report, table = arguments.run(arguments)
     console().print(table)
-    print(f"best: {report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g}); {_machine(report)}")
+    print(f"{report['benchmark']}: {report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g}); {_machine(report)}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
@@ -83,6 +84,42 @@ def _run_inverse(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
             arguments.subject, options, arguments.cfg_options, lambda: bar.advance(task)
         )
     return report, inverse_table(report)
+
+
+def _add_train_step(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train-step",
+        help="a training step of pMF against the plain way to compute it",
+        description="Time forward and backward pass of a training step against the plain way: one differentiation "
+        "with its graph over attention that is not fused, every head and every call computed.",
+        example="python tools/benchmark.py train-step recipes/pmf_b16_imagenet256.yaml --reduced --json step.json",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML recipe of a MeanFlow")
+    parser.add_argument("--batch", type=int, default=8, help="rows per step (default: 8)")
+    parser.add_argument("--reduced", action="store_true", help="a model of the same tokens that a CPU can train")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products")
+    parser.add_argument("--compile", action="store_true", help="compile the layers of our step")
+    parser.add_argument("--perceptual", action="store_true", help="keep the perceptual terms, whose networks need weights")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.set_defaults(run=_run_train_step)
+
+
+def _run_train_step(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from genflow.analysis.train_step_benchmark import TrainStepOptions, benchmark_train_step, train_step_table
+
+    options = TrainStepOptions(
+        arguments.batch,
+        arguments.repeats,
+        arguments.reduced,
+        arguments.precision,
+        arguments.compile,
+        arguments.perceptual,
+        arguments.device,
+    )
+    with progress_bar("timing") as bar:
+        task = bar.add_task("", total=options.runs)
+        report = benchmark_train_step(arguments.recipe, options, arguments.cfg_options, lambda: bar.advance(task))
+    return report, train_step_table(report)
 
 
 def _machine(report: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Row:
         label: what is special about it.
         recipe: name of its recipe in the folder of recipes.
         overrides: entries that differ from the recipe, as ``--cfg-options`` takes them.
-        teacher: name of the flow that it learns from, one of the ablation's teachers.
+        teacher: name of the flow that it learns from, one of the ablation's teachers; None where there is none.
         guidance: scale that it is sampled with.
         paper: the paper's figure for the same row; None where there is none.
     """
@@ -34,7 +34,7 @@ class Row:
     label: str
     recipe: str
     overrides: tuple[str, ...] = ()
-    teacher: str = "itarflow_digits"
+    teacher: str | None = None
     guidance: float = 0.0
     paper: float | None = None
 
@@ -43,7 +43,8 @@ class Row:
         """The folder of its run; rows that differ in the guidance alone share one."""
         if self.label == EXACT_INVERSE:
             return self.teacher
-        return "-".join([self.recipe, *(item.removeprefix("model.") for item in self.overrides), self.teacher])
+        parts = [self.recipe, *(item.removeprefix("model.") for item in self.overrides), self.teacher]
+        return "-".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class Ablation:
     Args:
         name: of the files that hold the results.
         rows: the lines of the table.
-        teachers: flows by name: recipe and overrides.
         shared: overrides of every row, such as a shorter schedule.
+        teachers: flows by name: recipe and overrides.
         teacher_updates: updates of every teacher.
         figures: names of the figures of merit, in the order of the table.
     """
 
     name: str
     rows: Sequence[Row]
-    teachers: dict[str, tuple[str, tuple[str, ...]]]
     shared: tuple[str, ...]
-    teacher_updates: int
+    teachers: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    teacher_updates: int = 0
     figures: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
 
 
@@ -84,7 +85,7 @@ def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], 
     jobs: dict[Path, Job] = {}
     for seed in seeds:
         folder = out / f"seed_{seed}"
-        for name in dict.fromkeys(row.teacher for row in ablation.rows):
+        for name in dict.fromkeys(row.teacher for row in ablation.rows if row.teacher):
             recipe, overrides = ablation.teachers[name]
             options = (*overrides, f"train_cfg.max_iters={ablation.teacher_updates}")
             jobs[folder / name] = Job(recipes / f"{recipe}.yaml", folder / name, seed, options, threads)
@@ -93,18 +94,17 @@ def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], 
         for row in ablation.rows:
             if row.label == EXACT_INVERSE:
                 continue
-            _, overrides = ablation.teachers[row.teacher]
-            options = (
-                *ablation.shared,
-                *row.overrides,
-                f"prerequisites.teacher.run={folder / row.teacher}",
-                f"prerequisites.teacher.recipe.train_cfg.max_iters={ablation.teacher_updates}",
-                *(f"prerequisites.teacher.recipe.{item}" for item in overrides),
-            )
+            options, needs = (*ablation.shared, *row.overrides), ()
+            if row.teacher:
+                _, overrides = ablation.teachers[row.teacher]
+                needs = (folder / row.teacher,)
+                options += (
+                    f"prerequisites.teacher.run={folder / row.teacher}",
+                    f"prerequisites.teacher.recipe.train_cfg.max_iters={ablation.teacher_updates}",
+                    *(f"prerequisites.teacher.recipe.{item}" for item in overrides),
+                )
             work_dir = folder / row.run
-            jobs[work_dir] = Job(
-                recipes / f"{row.recipe}.yaml", work_dir, seed, options, threads, (folder / row.teacher,)
-            )
+            jobs[work_dir] = Job(recipes / f"{row.recipe}.yaml", work_dir, seed, options, threads, needs)
     return list(jobs.values())
 
 

@@ -1,6 +1,6 @@
 """The bidirectional reverse transformer of BiFlow (arXiv 2512.10953, spec 3.3)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ class TokenGroup(nn.Module):
         num_classes: classes of the group's own table; None for a group that does not see the class.
         class_tokens, guidance_tokens: number of in-context tokens.
     """
+
+    stacked: ClassVar = {"class_tokens": 0, "guidance_tokens": 0}
 
     def __init__(
         self,

@@ -1,1 +1,2 @@
+from genflow.engine.muon import Muon
 from genflow.engine.schedule import WarmupLR

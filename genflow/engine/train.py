@@ -23,7 +23,7 @@ from genflow.engine.distributed import (
 )
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.graph import ComponentGraph
+from genflow.graph import ComponentGraph, Deferred
 from genflow.methods.base import Method
 from genflow.recipe import load_recipe
 from genflow.weights import read_checkpoint
@@ -223,7 +223,7 @@ def _run(
     optim = graph.section("optim_wrapper")
     method = method.to(training_device())
     parameters = method.trained_parameters()
-    optimizer = AutocastOptimWrapper(optim.optimizer(list(parameters.values())), optim.precision, optim.clip_grad_norm)
+    optimizer = AutocastOptimWrapper(build_optimizer(optim.optimizer, method), optim.precision, optim.clip_grad_norm)
     schedulers = []
     for scheduler in graph.section("param_scheduler") or []:
         scheduler.fill("total_iters", settings.train_cfg.max_iters)
@@ -279,6 +279,12 @@ def _run(
         _finish(graph, runner, work_dir, seconds, cost, settings.train_cfg.max_iters - start)
     barrier()
     return work_dir
+
+
+def build_optimizer(optimizer: Deferred, method: Method) -> torch.optim.Optimizer:
+    """Give an optimizer the method's trained parameters, in the groups that its class makes if it makes any."""
+    groups = getattr(optimizer.node.cls, "parameter_groups", None)
+    return optimizer(list(method.trained_parameters().values()) if groups is None else groups(method))
 
 
 def _finish(

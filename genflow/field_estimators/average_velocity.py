@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
@@ -33,8 +34,9 @@ class AverageVelocity(VelocityEstimator):
             skip = 1 - t, out = t; ``edm`` that of EDM for noise t / (1 - t); ``scm`` the cosine and the sine of
             sCM at the angle pi t / 2. The paper names the last two without formulas known to us.
         time_floor: the smallest time by which z - x is divided.
-        derivative: ``forward``: exact, by forward-mode differentiation; ``central``: a difference of two further
-            evaluations, for comparison.
+        derivative: ``forward``: exact, by forward-mode differentiation without a graph; for comparison ``central``:
+            a difference of two further evaluations, and ``with_graph``: forward-mode differentiation of the whole,
+            over attention that is not fused, whose graph is kept (the plain way, spec 16).
         moving_rows_only: differentiate only rows with r < t; the others' derivative is multiplied by 0. Off for
             comparison, with the same result.
 
@@ -47,7 +49,7 @@ class AverageVelocity(VelocityEstimator):
         prediction: Literal["x", "u"] = "x",
         preconditioner: Literal["none", "linear", "edm", "scm"] = "none",
         time_floor: Annotated[Share, Range(above=0)] = 0.05,
-        derivative: Literal["forward", "central"] = "forward",
+        derivative: Literal["forward", "central", "with_graph"] = "forward",
         moving_rows_only: bool = True,
     ):
         super().__init__()
@@ -98,8 +100,8 @@ class AverageVelocity(VelocityEstimator):
         if order is not None:
             z, tangent, condition = z[order], tangent[order], condition.rows(order)
             times = Times(times.t[order], times.r[order], times.equal[order])
-        outputs, derivative = self._differentiate(network, z, times, condition, tangent[:count], heads)
-        velocities = {name: self.convert(output, z, times.t) for name, output in outputs.items()}
+        differentiate = self._plainly if self.derivative == "with_graph" and count else self._differentiate
+        velocities, derivative = differentiate(network, z, times, condition, tangent[:count], heads)
         with full_precision(z.device):
             span = (times.t - times.r)[:count].view(-1, 1, 1, 1)
             correction = torch.cat([span * derivative, derivative.new_zeros(len(z) - count, *z.shape[1:])])
@@ -118,11 +120,10 @@ class AverageVelocity(VelocityEstimator):
         tangent: Tensor,
         heads: Sequence[str],
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The network's outputs at all rows, and du/dt of the first rows, of which ``tangent`` says the direction."""
-        here = _timed(condition, times.t, times.r)
+        """The velocities at all rows, and du/dt of the first rows, of which ``tangent`` says the direction."""
         count = len(tangent)
         if not count:
-            return network(z, here, heads), tangent
+            return self.velocity(network, z, times.t, times.r, condition, heads), tangent
         start, t = z[:count], times.t[:count]
         if self.derivative == "central":
             rows, r = condition.rows(slice(count)), times.r[:count]
@@ -132,11 +133,35 @@ class AverageVelocity(VelocityEstimator):
                     for step in (_STEP, -_STEP)
                 )
             torch.clear_autocast_cache()  # of casts without a graph
-            return network(z, here, heads), (after - before) / (2 * _STEP)
-        outputs, d_output = network.directional(z, here, tangent, heads)
+            velocities = self.velocity(network, z, times.t, times.r, condition, heads)
+            return velocities, (after - before) / (2 * _STEP)
+        outputs, d_output = network.directional(z, _timed(condition, times.t, times.r), tangent, heads)
         output = outputs["main"][:count].detach().to(z.dtype)
         along = (d_output.to(z.dtype), tangent, torch.ones_like(t))
-        return outputs, derivative(self.convert, (output, start, t), along)
+        velocities = {name: self.convert(output, z, times.t) for name, output in outputs.items()}
+        return velocities, derivative(self.convert, (output, start, t), along)
+
+    def _plainly(
+        self,
+        network: Backbone,
+        z: Tensor,
+        times: Times,
+        condition: Condition,
+        tangent: Tensor,
+        heads: Sequence[str],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """As :meth:`_differentiate`, in one pass whose graph holds the derivative, too."""
+        count = len(tangent)
+
+        def average(z: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            velocities = self.velocity(network, z, t, times.r, condition, heads)
+            return velocities["main"], velocities
+
+        rest = len(z) - count
+        along = (torch.cat([tangent, tangent.new_zeros(rest, *z.shape[1:])]), torch.ones_like(times.t))
+        with sdpa_kernel(SDPBackend.MATH):
+            _, moved, velocities = torch.func.jvp(average, (z, times.t), along, has_aux=True)
+        return velocities, moved[:count].detach()
 
 
 def _timed(condition: Condition, t: Tensor, r: Tensor) -> Condition:

@@ -6,7 +6,7 @@ token order: raster, or raster reversed.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,8 @@ class FlowBlock(nn.Module):
         num_classes: rows of the class table; 0 builds none.
         style: shared options.
     """
+
+    stacked: ClassVar = {"positions": 0, "prefix": 0}
 
     def __init__(
         self, side: int, features: int, width: int, layers: int, flipped: bool, num_classes: int, style: FlowStyle

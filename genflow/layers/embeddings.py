@@ -1,6 +1,7 @@
 """Embeddings of positions, labels and scalars."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,9 @@ class ClassEmbedding(nn.Module):
         width: width of a row, W.
         std: standard deviation of the initial rows.
     """
+
+    #: No matrix but a list of vectors, as optimizers of matrices want to know.
+    stacked: ClassVar = {"table": 0}
 
     def __init__(self, num_classes: int, width: int, std: float = 0.01):
         super().__init__()

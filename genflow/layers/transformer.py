@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence, H heads, d head width, W = H*d width.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,9 @@ class Attention(nn.Module):
     Raises:
         ValueError: ``heads`` does not divide ``width``.
     """
+
+    #: Matrices that a parameter stacks, as optimizers of matrices want to know.
+    stacked: ClassVar = {"qkv.weight": 3}
 
     def __init__(self, width: int, heads: int, bias: bool = True, qk_norm: bool = False):
         super().__init__()
@@ -99,6 +102,8 @@ class SwiGluFeedforward(nn.Module):
         width: W.
         multiple: the inner width is floor(8 W / 3), rounded up to a multiple of this.
     """
+
+    stacked: ClassVar = {"gate_up.weight": 2}
 
     def __init__(self, width: int, multiple: int = 1):
         super().__init__()

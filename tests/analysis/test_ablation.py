@@ -1,5 +1,6 @@
 """An ablation of toy size: which runs it needs, that these train, resume and are measured, the table and the figure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ SMALL_TEACHER = (
 TINY = Ablation(
     name="tiny",
     rows=(
-        Row("reverse", EXACT_INVERSE, "itarflow_digits", paper=44.46),
-        Row("reverse", "naive", "biflow_digits_naive", paper=43.41),
-        Row("guidance", "learned", "biflow_digits", ("model.noise_std=0.1",), guidance=0.5),
+        Row("reverse", EXACT_INVERSE, "itarflow_digits", teacher="itarflow_digits", paper=44.46),
+        Row("reverse", "naive", "biflow_digits_naive", teacher="itarflow_digits", paper=43.41),
+        Row("guidance", "learned", "biflow_digits", ("model.noise_std=0.1",), "itarflow_digits", guidance=0.5),
     ),
     teachers={"itarflow_digits": ("itarflow_digits", SMALL_TEACHER)},
     shared=SMALL,
@@ -101,6 +102,6 @@ def test_a_tiny_ablation_from_training_to_table_and_figure(tmp_path):
     picture = Image.open(tmp_path / "figure.png")
     assert picture.width > 800 and len(picture.convert("L").getcolors()) > 20
 
-    changed = Ablation(TINY.name, TINY.rows, TINY.teachers, (*SMALL, "train_cfg.max_iters=3"), 2)
+    changed = replace(TINY, shared=(*SMALL, "train_cfg.max_iters=3"))
     with pytest.raises(UserError, match="was trained with another recipe"):
         train_jobs(jobs_of(changed, RECIPES, tmp_path, [0], threads=1), 1, no_progress)
