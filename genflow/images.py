@@ -13,6 +13,11 @@ from genflow.weights import write_atomically
 POINT_SHAPE = (2, 1, 1)
 
 
+def are_vectors(images: Tensor) -> bool:
+    """Whether (B, C, H, W) images are vectors: one pixel with several channels."""
+    return images.shape[1] > 1 and images.shape[2:] == (1, 1)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """(B, C, H, W) images in [-1, 1] to (B, H, W, C) uint8."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
@@ -28,9 +33,9 @@ def save_png(image: Tensor, path: Path) -> None:
 def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64) -> None:
     """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels.
 
-    Images of two channels and one pixel are points of the plane, which :func:`save_points` draws.
+    Images of one pixel with several channels are vectors, which :func:`save_points` draws.
     """
-    if images.shape[1:] == POINT_SHAPE:
+    if are_vectors(images):
         save_points(images, path)
         return
     factor = max(1, -(-smallest_side // images.shape[-1]))
@@ -40,10 +45,10 @@ def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64)
 
 
 def save_points(points: Tensor, path: Path) -> None:
-    """Write (B, 2, 1, 1) points in [-1, 1] as one square scatter picture."""
+    """Write the first two entries of (B, D, 1, 1) vectors, in [-1, 1], as one square scatter picture."""
     from matplotlib.figure import Figure  # imported here since few pictures need it
 
     figure = Figure(figsize=(4.8, 4.8), layout="constrained")
     axes = figure.add_subplot(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
-    axes.scatter(*points.flatten(1).cpu().unbind(1), s=2, alpha=0.5, linewidths=0)
+    axes.scatter(*points.flatten(1)[:, :2].cpu().unbind(1), s=2, alpha=0.5, linewidths=0)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UserError, reason
 from genflow.generator import FlowGenerator, Generator, OnePassGenerator
-from genflow.images import POINT_SHAPE, save_grid, save_png, to_uint8
+from genflow.images import are_vectors, save_grid, save_png, to_uint8
 from genflow.velocity_generator import VelocityGenerator
 from genflow.weights import write_atomically
 
@@ -204,7 +204,7 @@ def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, 
     if path.suffix == ".png":
         save_grid(torch.cat(list(batches)), path, columns)
     elif path.suffix == ".npz":
-        stored = [batch.movedim(1, -1) if batch.shape[1:] == POINT_SHAPE else to_uint8(batch) for batch in batches]
+        stored = [batch.movedim(1, -1) if are_vectors(batch) else to_uint8(batch) for batch in batches]
         arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
         write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
     else:

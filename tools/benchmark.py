@@ -27,7 +27,8 @@ def main() -> None:
         raise UserError(f"--json: '{arguments.json}' is a folder")
     report, table = arguments.run(arguments)
     console().print(table)
-    print(f"{report['benchmark']}: {report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g}); {_machine(report)}")
+    figures = f"{report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g})"
+    print(f"{report['benchmark']}: {figures}; {_machine(report)}")
     if arguments.json:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
@@ -99,7 +100,7 @@ def _add_train_step(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--reduced", action="store_true", help="a model of the same tokens that a CPU can train")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument("--compile", action="store_true", help="compile the layers of our step")
-    parser.add_argument("--perceptual", action="store_true", help="keep the perceptual terms, whose networks need weights")
+    parser.add_argument("--perceptual", action="store_true", help="keep the perceptual terms, which need weights")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.set_defaults(run=_run_train_step)
 

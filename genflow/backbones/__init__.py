@@ -1,3 +1,5 @@
+from genflow.backbones.dit import DiT
 from genflow.backbones.grouped_mlp import GroupedMLP
 from genflow.backbones.grouped_transformer import GroupedTransformer
+from genflow.backbones.mlp import MLP
 from genflow.backbones.pixel_transformer import PixelTransformer

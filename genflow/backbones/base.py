@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genflow.condition import Condition
+from genflow.errors import nearest
 from genflow.layers.tangents import derivative
 
 
@@ -32,6 +33,14 @@ class Backbone(nn.Module):
             ValueError: a field of ``uses`` is missing from ``condition``, or a head is unknown.
         """
         raise NotImplementedError
+
+    def check_heads(self, heads: Sequence[str]) -> None:
+        """Raise ``ValueError`` for a head that the network does not have."""
+        for name in heads:
+            if name not in self.heads:
+                known = ", ".join(self.heads)
+                hint = nearest(name, self.heads)
+                raise ValueError(f"{type(self).__name__} has no head '{name}'{hint} (known: {known})")
 
     def directional(
         self,
@@ -96,8 +105,7 @@ class GroupedBackbone(Backbone):
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
-        if tuple(heads) != ("main",):
-            raise ValueError(f"{type(self).__name__} has the head 'main' only, found {', '.join(heads)}")
+        self.check_heads(heads)
         state = self.embed(x)
         for index in reversed(range(self.groups)):
             state = self.group(index, state, condition.of_group(index))

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
-from genflow.errors import nearest
 from genflow.layers.embeddings import ScalarEmbedding, axial_rotation, sequence_rotation
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.tangents import Pair, carry, derivative, linear_tangent, norm_tangent
@@ -157,12 +156,7 @@ class PixelTransformer(Backbone):
         self, x: Tensor, direction: Tensor | None, condition: Condition, heads: Sequence[str]
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         condition.require(*self.uses, user=type(self).__name__)
-        for name in heads:
-            if name not in self.heads:
-                raise ValueError(
-                    f"{type(self).__name__} has no head '{name}'{nearest(name, self.heads)} "
-                    f"(known: {', '.join(self.heads)})"
-                )
+        self.check_heads(heads)
         sequence, tangent = self._through(self.trunk, *self._embed(x, direction, condition))
         outputs, moved = {}, None
         for name in heads:

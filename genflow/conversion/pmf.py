@@ -1,7 +1,7 @@
 """Names and shapes of pMF's released weights in terms of PixelTransformer (pMF, spec 15)."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -95,13 +95,19 @@ def from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = ".".join(re.sub(r"^(shared_blocks|u_heads|v_heads|layers)_(\d+)$", r"\1.\2", part) for part in parts[1:])
         name = name.replace("mlp.layers.", "mlp.")
         if parts[-1] == "embedding":
-            value, name = value.squeeze(0), name.replace(".embedding_table.embedding", ".embedding_table.weight")
+            converted[f"{name.removesuffix('embedding')}weight"] = value.squeeze(0)
         elif parts[-1] == "kernel":
-            name = f"{name.removesuffix('kernel')}weight"
-            order: dict[int, Callable[[Tensor], Tensor]] = {2: Tensor.t, 4: lambda kernel: kernel.permute(3, 2, 0, 1)}
-            value = order.get(value.dim(), lambda gain: gain)(value).contiguous()
-        converted[name] = value
+            converted[f"{name.removesuffix('kernel')}weight"] = _kernel(value)
+        else:
+            converted[name] = value
     return converted
+
+
+def _kernel(value: Tensor) -> Tensor:
+    """A linear map or convolution with the output first, as in torch; gains are called kernels, too."""
+    if value.dim() == 4:
+        return value.permute(3, 2, 0, 1).contiguous()
+    return value.t().contiguous() if value.dim() == 2 else value
 
 
 def _plain(name: str) -> str:

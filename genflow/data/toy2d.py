@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from genflow.data.base import Dataset
 from genflow.draws import Draws
 from genflow.registry import DATASETS
-from genflow.slots import Positive
+from genflow.slots import Positive, Range
 
 Distribution = Literal["swiss_roll", "checkerboard", "eight_gaussians", "two_moons"]
 
@@ -70,6 +70,17 @@ _DISTRIBUTIONS: dict[str, Callable[[Draws], Tensor]] = {
 }
 
 
+def projection(dimensions: int) -> Tensor:
+    """(D, 2) with orthonormal columns, which maps the plane into D dimensions: always the same, the identity for 2.
+
+    Points ``p`` of the plane lie at ``p @ projection.T``, and ``x @ projection`` leads back (pMF, spec 19).
+    """
+    if dimensions == 2:
+        return torch.eye(2)
+    columns = Draws(_SEED, torch.arange(dimensions)).normal("projection", (2,)).double()
+    return torch.linalg.qr(columns).Q.float()
+
+
 @DATASETS.register_module()
 class Toy2D(Dataset):
     """Points of a distribution in the plane, without classes: every label is 0, which then means "no class".
@@ -79,19 +90,20 @@ class Toy2D(Dataset):
     Args:
         name: the distribution.
         size: number of points.
+        dimensions: D, of the space that the plane lies in; see :func:`projection`.
     """
 
     num_classes = 0
-    image_shape = (2, 1, 1)
 
-    def __init__(self, name: Distribution, size: Positive = 65536):
+    def __init__(self, name: Distribution, size: Positive = 65536, dimensions: Annotated[int, Range(low=2)] = 2):
         self.name = name
         self.size = size
+        self.image_shape = (dimensions, 1, 1)
 
     def __len__(self) -> int:
         return self.size
 
     def batch(self, indices: Tensor, draws: Draws | None) -> dict[str, Tensor]:
         """Points number ``indices``; there is nothing to augment."""
-        points = draw_points(self.name, Draws(_SEED, indices))
+        points = draw_points(self.name, Draws(_SEED, indices)) @ projection(self.image_shape[0]).T
         return {"images": points.view(-1, *self.image_shape), "labels": torch.zeros_like(indices)}

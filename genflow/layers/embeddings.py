@@ -26,6 +26,22 @@ def axial_rotation(side: int, head_width: int, theta: float = 1e4) -> Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
 
 
+def axial_sinusoids(side: int, width: int) -> Tensor:
+    """(side*side, width) float32 fixed positions of a patch grid: sines and cosines of the column, then of the row.
+
+    Raises:
+        ValueError: ``width`` is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sinusoidal positions need a width divisible by 4, found {width}")
+    frequencies = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    phases = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
+    along = torch.cat([phases.sin(), phases.cos()], dim=1)
+    columns = along.unsqueeze(0).expand(side, side, -1)
+    rows = along.unsqueeze(1).expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1).float()
+
+
 def sequence_rotation(length: int, head_width: int, theta: float = 1e4) -> Tensor:
     """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per adjacent pair of channels."""
     frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)

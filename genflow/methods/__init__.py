@@ -1,4 +1,5 @@
 from genflow.methods.biflow import BiFlow
 from genflow.methods.classification import Classification
+from genflow.methods.flow_matching import FlowMatching
 from genflow.methods.maximum_likelihood import MaximumLikelihood
 from genflow.methods.mean_flow import MeanFlow

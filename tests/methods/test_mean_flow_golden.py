@@ -303,7 +303,8 @@ def test_loss_and_gradients(name, savings):
 
 def test_guidance_scales():
     golden = Golden("scalar_laws")
-    for (power, largest), expected in zip(golden["cfg_scale/beta_smax"].tolist(), golden["cfg_scale/omega"], strict=True):
+    laws = golden["cfg_scale/beta_smax"].tolist()
+    for (power, largest), expected in zip(laws, golden["cfg_scale/omega"], strict=True):
         close(IntervalGuidance(largest, power).scale(golden["cfg_scale/u"]), expected)
 
 

@@ -1,0 +1,55 @@
+"""A plain multilayer perceptron, as in the toy of pMF (spec 19)."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genflow.backbones.base import Backbone
+from genflow.condition import Condition
+from genflow.registry import BACKBONES
+from genflow.slots import NotNegative, Positive
+
+
+@BACKBONES.register_module()
+class MLP(Backbone):
+    """Linear layers with ReLU between them, on the flattened image beside time, duration and class.
+
+    Times enter as the numbers they are: features of high frequency would make derivatives with respect to them large.
+
+    Args:
+        image_size: side of the square image; 1 for vectors.
+        channels: its channels, the entries of a vector.
+        width: of the hidden layers.
+        layers: linear maps.
+        num_classes: classes, which enter as one-hot vectors; 0 builds an unconditional backbone.
+    """
+
+    uses = ("labels", "time", "duration")
+
+    def __init__(
+        self,
+        image_size: Positive,
+        channels: Positive,
+        width: Positive = 256,
+        layers: Positive = 7,
+        num_classes: NotNegative = 0,
+    ):
+        super().__init__()
+        self.image_shape = (channels, image_size, image_size)
+        self.num_classes = num_classes
+        features = channels * image_size**2
+        widths = [features + num_classes + 2, *[width] * (layers - 1), features]
+        self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
+        condition.require(*self.uses, user=type(self).__name__)
+        self.check_heads(heads)
+        times = torch.stack([condition.time, condition.duration], dim=1)
+        # "No class" matches no column.
+        classes = condition.labels.unsqueeze(1) == torch.arange(self.num_classes, device=x.device)
+        hidden = torch.cat([x.flatten(1), times.to(x.dtype), classes.to(x.dtype)], dim=1)
+        for layer in self.layers[:-1]:
+            hidden = torch.relu(layer(hidden))
+        return {"main": self.layers[-1](hidden).view_as(x)}

@@ -1,0 +1,133 @@
+"""Pictures in folders: their order, ADM's crop, the range of values, and what is refused in one line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genflow.data import ImageFolder
+from genflow.data.image_folder import center_crop
+from genflow.draws import Draws
+from genflow.errors import UserError
+from genflow.registry import DATASETS
+
+SIDE = 4
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Classes ``a`` and ``b``; the values of their pictures are 10, 20, 30."""
+    for name, value in (("b/1.png", 30), ("a/2.PNG", 20), ("a/10.png", 10)):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (SIDE, SIDE), value).save(tmp_path / "train" / name)
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "train" / "list.png").write_text("no class")
+    return tmp_path / "train"
+
+
+def read(root, **options):
+    return ImageFolder(str(root), SIDE, **{"num_classes": 2, **options})
+
+
+def test_registered_under_its_name(root):
+    dataset = DATASETS.build({"type": "ImageFolder", "data_root": str(root), "image_size": SIDE, "num_classes": 2})
+    assert isinstance(dataset, ImageFolder) and dataset.image_shape == (3, SIDE, SIDE)
+
+
+def test_classes_and_pictures_are_in_the_order_of_their_names(root):
+    dataset = read(root)
+    assert len(dataset) == 3 and dataset.classes == ["a", "b"]
+    batch = dataset.batch(torch.tensor([2, 0, 1, 0]), None)
+    assert batch["images"].shape == (4, 3, SIDE, SIDE) and batch["images"].dtype == torch.float32
+    assert batch["labels"].tolist() == [1, 0, 0, 0] and batch["labels"].dtype == torch.int64
+    expected = torch.tensor([30.0, 10.0, 20.0, 10.0]) / 127.5 - 1
+    torch.testing.assert_close(batch["images"], expected.view(4, 1, 1, 1).expand(4, 3, SIDE, SIDE))
+    with pytest.raises(IndexError):
+        dataset.batch(torch.tensor([3]), None)
+
+
+def test_channels_rows_and_columns_keep_their_places(root):
+    pixels = noise(SIDE, SIDE)
+    pixels[0, 0], pixels[0, 1] = 0, 255
+    Image.fromarray(pixels).save(root / "a" / "0.png")
+    image = read(root).batch(torch.tensor([0]), None)["images"][0]
+    torch.testing.assert_close(image, torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1)
+    assert (image.min(), image.max()) == (-1, 1)
+
+
+def test_large_pictures_are_halved_by_averages():
+    pixels = noise(4 * SIDE, 4 * SIDE)
+    expected = pixels.astype(int)
+    for _ in range(2):  # means of two columns, then of two rows, each rounded to a whole number
+        expected = (expected[:, ::2] + expected[:, 1::2] + 1) // 2
+        expected = (expected[::2] + expected[1::2] + 1) // 2
+    assert np.array_equal(center_crop(Image.fromarray(pixels), SIDE), expected)
+    # A side one pixel short of the double is resized at once, with weights that reach below 0.
+    step = np.zeros((2 * SIDE - 1, 2 * SIDE - 1, 3), dtype=np.uint8) + 128
+    step[:, SIDE:] = 192
+    assert np.asarray(center_crop(Image.fromarray(step), SIDE)).min() < 128
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_middle_is_cut_out(turned):
+    pixels = noise(SIDE, SIDE + 5)
+    expected = pixels[:, 2 : 2 + SIDE]
+    if turned:
+        pixels, expected = pixels.swapaxes(0, 1), expected.swapaxes(0, 1)
+    assert np.array_equal(center_crop(Image.fromarray(np.ascontiguousarray(pixels)), SIDE), expected)
+
+
+def test_small_pictures_grow():
+    assert center_crop(Image.fromarray(noise(2, 3)), SIDE).size == (SIDE, SIDE)
+
+
+def test_flip(root):
+    Image.fromarray(noise(SIDE, SIDE)).save(root / "a" / "0.png")
+    indices, draws = torch.zeros(40, dtype=torch.int64), Draws(0, torch.arange(40))
+    plain = read(root).batch(indices, draws)["images"]
+    assert plain.equal(plain[:1].expand_as(plain))
+    mirrored = draws.uniform("flip") < 0.5
+    found = read(root, flip=True).batch(indices, draws)["images"]
+    assert 5 < mirrored.sum() < 35
+    assert found[mirrored].equal(plain[mirrored].flip(3)) and found[~mirrored].equal(plain[~mirrored])
+    assert read(root, flip=True).batch(indices, None)["images"].equal(plain)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_pictures_of_any_mode_become_rgb(root, mode):
+    Image.new(mode, (9, 6)).save(root / "a" / ("0.jpg" if mode == "CMYK" else "0.png"))
+    assert read(root).batch(torch.tensor([0]), None)["images"].shape == (1, 3, SIDE, SIDE)
+
+
+def test_folders_that_are_no_data_set(root):
+    with pytest.raises(UserError) as caught:
+        read(root / "none")
+    assert str(caught.value) == f"data_root '{root}/none' is not a readable folder: No such file or directory"
+    with pytest.raises(UserError, match="is not a readable folder: Not a directory"):
+        read(root / "list.png")
+    with pytest.raises(UserError) as caught:
+        read(root, num_classes=1000)
+    assert str(caught.value) == f"data_root '{root}' has 2 folders of classes, the recipe has 1000"
+    (root / "c").mkdir()
+    with pytest.raises(UserError) as caught:
+        read(root, num_classes=3)
+    assert str(caught.value) == f"data_root '{root}' has no pictures of class 'c'"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "folder"])
+def test_pictures_that_cannot_be_read(root, damage):
+    file = root / "a" / "0.jpg"
+    if damage == "folder":
+        file.mkdir()
+    else:
+        Image.fromarray(noise(64, 64)).save(file)
+        content = file.read_bytes()
+        file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no picture", "empty": b""}[damage])
+    with pytest.raises(UserError) as caught:
+        read(root).batch(torch.tensor([1, 0]), None)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: not a readable picture: ") and message.isprintable()
