@@ -2,62 +2,95 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genflow.cli import Parser, progress_bar, run_tool
+
+if TYPE_CHECKING:
+    from genflow.analysis.ablation import Ablation, Job
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def main() -> None:
     parser = Parser(
-        "Train the rows of an ablation with several seeds, measure them, and write table.md, results.json and a "
-        "figure. Finished runs are used as they are; an interrupted call goes on where it stopped.",
-        "python tools/reproduce.py biflow --seeds 0 1 2",
+        "Train the rows of an ablation with several seeds, measure them, and write a table, the figures as JSON and a "
+        "picture; `pmf` also does what `pmf-toy` does. Finished runs are used as they are; an interrupted call goes on "
+        "where it stopped.",
+        "python tools/reproduce.py pmf --seeds 0 1",
     )
-    parser.add_argument("what", choices=["biflow", "biflow-open-points", "biflow-toy"])
-    parser.add_argument("--out", type=Path, help="folder (default: work_dirs/reproduce/biflow)")
+    parser.add_argument("what", choices=["biflow", "biflow-open-points", "biflow-toy", "pmf", "pmf-toy"])
+    parser.add_argument("--out", type=Path, help="folder (default: work_dirs/reproduce/WHAT; open points: biflow)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--processes", type=int, help="training runs at a time, one thread each (default: one per core)"
     )
     arguments = parser.parse_args()
-    out = arguments.out or Path("work_dirs/reproduce/biflow")
-    recipes = Path(__file__).resolve().parents[1] / "recipes"
+    folder = arguments.what.removesuffix("-open-points").replace("-", "_")
+    out = arguments.out or Path("work_dirs/reproduce") / folder
 
+    from genflow.analysis import reproduce_biflow, reproduce_pmf
+    from genflow.analysis.ablation import default_processes
+
+    processes = arguments.processes or default_processes()
+    plans = {
+        "biflow": reproduce_biflow.PAPER_ROWS,
+        "biflow-open-points": reproduce_biflow.OPEN_POINTS,
+        "pmf": reproduce_pmf.PAPER_ROWS,
+    }
+    if arguments.what in plans:
+        _ablate(plans[arguments.what], out, arguments.seeds, processes)
+    if arguments.what in ("pmf", "pmf-toy"):
+        _pmf_toy(out / "toy" if arguments.what == "pmf" else out, processes)
     if arguments.what == "biflow-toy":
-        _toy(recipes, arguments.out or Path("work_dirs/reproduce/biflow_toy"))
-        return
+        _biflow_toy(out)
 
-    from genflow.analysis import ablation, reproduce_biflow
+
+def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> None:
+    from genflow.analysis import ablation
     from genflow.analysis.ablation_figure import draw_ablation, sample_strip
     from genflow.weights import write_text
 
-    plan = {"biflow": reproduce_biflow.PAPER_ROWS, "biflow-open-points": reproduce_biflow.OPEN_POINTS}[arguments.what]
-    jobs = ablation.jobs_of(plan, recipes, out, arguments.seeds, threads=1)
-    with progress_bar(f"training {len(jobs)} runs") as bar:
-        task = bar.add_task("", total=len(jobs))
-        processes = arguments.processes or ablation.default_processes()
-        ablation.train_jobs(jobs, processes, lambda done, total: bar.update(task, completed=done))
+    _train(ablation.jobs_of(plan, RECIPES, out, seeds, threads=1), processes)
     with progress_bar("measuring") as bar:
         task = bar.add_task("", total=len(plan.rows))
-        results = ablation.measure(
-            plan, out, arguments.seeds, lambda done, total: bar.update(task, completed=done)
-        )
+        results = ablation.measure(plan, out, seeds, lambda done, total: bar.update(task, completed=done))
     write_text(out / f"{plan.name}.json", json.dumps(results, indent=2) + "\n")
     table = ablation.format_table(plan, results, "../recipes")
     write_text(out / f"{plan.name}.md", table)
-    first = out / f"seed_{arguments.seeds[0]}"
+    first = out / f"seed_{seeds[0]}"
     strips = [sample_strip(first / row.run, row.guidance, classes=10) for row in plan.rows]
     draw_ablation(results, strips, out / f"{plan.name}.png")
     print(f"{table}\n{out / plan.name}.md, .json and .png")
 
 
-def _toy(recipes: Path, out: Path) -> None:
+def _train(jobs: "list[Job]", processes: int) -> None:
+    from genflow.analysis.ablation import train_jobs
+
+    with progress_bar(f"training {len(jobs)} runs") as bar:
+        task = bar.add_task("", total=len(jobs))
+        train_jobs(jobs, processes, lambda done, total: bar.update(task, completed=done))
+
+
+def _pmf_toy(out: Path, processes: int) -> None:
+    from genflow.analysis import reproduce_pmf
+    from genflow.weights import write_text
+
+    _train(reproduce_pmf.toy_jobs(RECIPES, out), processes)
+    distances = reproduce_pmf.toy_distances(out)
+    write_text(out / "pmf_toy.json", json.dumps(distances, indent=2) + "\n")
+    reproduce_pmf.draw_toy(out, out / "pmf_toy.png", distances)
+    print(f"{out / 'pmf_toy'}.png and .json")
+
+
+def _biflow_toy(out: Path) -> None:
     from genflow.analysis.toy_figure import draw_toy_figure
     from genflow.engine.artifacts import is_complete
     from genflow.engine.train import TrainOptions, train
 
     run = out / "biflow_toy"
     if not is_complete(run):
-        train(recipes / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
+        train(RECIPES / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
     draw_toy_figure(run, out / "biflow_toy.png")
     print(out / "biflow_toy.png")
 

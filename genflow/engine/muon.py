@@ -1,18 +1,20 @@
 """Muon for matrices, with the Adam beside it that the published code of pMF uses (spec 8)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from genflow.registry import OPTIMIZERS
-from genflow.slots import NotNegative, Size
+from genflow.slots import NotNegative, Share, Size
 
 #: Coefficients of the quintic Newton-Schulz iteration.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 #: Numbers in one stack of matrices that are orthogonalised together; bounds the memory on top.
-_STACK = 2**26
+_STACK = 2**25
+#: What matrices of one stack have in common besides their shape.
+_RULE = ("momentum", "eps", "newton_schulz_steps", "newton_schulz_precision")
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -33,18 +35,23 @@ class Muon(torch.optim.Optimizer):
         eps: added to the norm of a matrix, and to the root of Adam's second moment.
         newton_schulz_steps: of the orthogonalisation.
         newton_schulz_precision: of its products.
+
+    Raises:
+        ValueError: ``momentum`` or one of ``betas`` is 1, so that gradients would never count.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
         lr: Size = 1e-3,
-        momentum: Size = 0.95,
-        betas: tuple[Size, Size] = (0.9, 0.95),
+        momentum: Share = 0.95,
+        betas: tuple[Share, Share] = (0.9, 0.95),
         eps: Size = 1e-8,
         newton_schulz_steps: NotNegative = 5,
         newton_schulz_precision: Precision = "float32",
     ):
+        if 1 in (momentum, *betas):
+            raise ValueError("momentum and betas must be below 1")
         params = list(params)
         if params and not isinstance(params[0], dict):
             params = [
@@ -62,8 +69,8 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__([group for group in params if group["params"]], defaults)
 
-    @staticmethod
-    def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    @classmethod
+    def parameter_groups(cls, module: nn.Module) -> list[dict[str, Any]]:
         """The groups of a module tree's trainable parameters.
 
         A module's class says in ``stacked`` which of its parameters are several matrices (their number), or look like
@@ -83,9 +90,9 @@ class Muon(torch.optim.Optimizer):
         return [{"params": groups[matrices], "matrices": matrices} for matrices in sorted(groups)]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         """One update of the parameters that have gradients."""
-        stacks: dict[tuple, list[tuple[Tensor, Tensor, float]]] = {}
+        stacks: dict[tuple, list[tuple]] = {}
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -99,52 +106,65 @@ class Muon(torch.optim.Optimizer):
             if not group["matrices"]:
                 self._adam(group, parameters)
                 continue
+            rule = tuple(group[name] for name in _RULE)
             for parameter in parameters:
-                direction = self._direction(parameter, group["momentum"])
-                rule = (group["eps"], group["newton_schulz_steps"], group["newton_schulz_precision"])
-                for matrix, target in zip(
-                    direction.chunk(group["matrices"]), parameter.chunk(group["matrices"]), strict=True
-                ):
-                    rows, columns = matrix.shape
+                state = self.state[parameter]
+                joint = (parameter, parameter.grad, state["momentum"])
+                for matrix in zip(*(tensor.unflatten(0, (group["matrices"], -1)) for tensor in joint), strict=True):
+                    rows, columns = matrix[0].shape
+                    key = (min(rows, columns), max(rows, columns), parameter.dtype, parameter.device, rule)
                     rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                    key = (min(rows, columns), max(rows, columns), matrix.dtype, matrix.device, *rule)
-                    stacks.setdefault(key, []).append((matrix, target, rate))
-        for (short, long, _, _, *rule), entries in stacks.items():
+                    stacks.setdefault(key, []).append((*matrix, state["step"], rate))
+        for (short, long, _, _, rule), entries in stacks.items():
             count = max(1, _STACK // (short * long))
             for first in range(0, len(entries), count):
-                _update(entries[first : first + count], *rule)
-
-    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
-        """The mix of momentum and gradient: m after this gradient, looked at one step ahead."""
-        state = self.state[parameter]
-        mean, step = state["momentum"].lerp_(parameter.grad, 1 - momentum), state["step"]
-        share = momentum / (1 - momentum ** (step + 1))
-        return share * mean + (1 - momentum) / (1 - momentum**step) * parameter.grad
+                _move(entries[first : first + count], *rule)
 
     def _adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        if not parameters:
+            return
         first, second = group["betas"]
-        for parameter in parameters:
-            state = self.state[parameter]
-            direction = self._direction(parameter, first)
-            square = state["square"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
-            root = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-            parameter.addcdiv_(direction, root, value=-group["lr"])
+        gradients = [parameter.grad for parameter in parameters]
+        states = [self.state[parameter] for parameter in parameters]
+        steps, squares = [state["step"] for state in states], [state["square"] for state in states]
+        directions = _directions(gradients, [state["momentum"] for state in states], steps, first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        roots = torch._foreach_div(squares, [1 - second**step for step in steps])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(parameters, directions, roots, -group["lr"])
 
 
-def _update(entries: list[tuple[Tensor, Tensor, float]], eps: float, steps: int, precision: Precision) -> None:
-    """Move (matrix, parameter, rate) entries whose matrices are of one shape or its transpose."""
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix, _, _ in entries]
-    orthogonal = orthogonalize(torch.stack(wide), eps, steps, precision)
-    for result, (matrix, target, rate) in zip(orthogonal, entries, strict=True):
-        target.add_(result if matrix.shape[0] <= matrix.shape[1] else result.mT, alpha=-rate)
+def _directions(gradients: Sequence[Tensor], means: Sequence[Tensor], steps: Sequence[int], momentum: float) -> list:
+    """Add the gradients to their means; returns the mix of both as of one step ahead, each corrected for its bias."""
+    torch._foreach_lerp_(means, gradients, 1 - momentum)
+    directions = torch._foreach_mul(means, [momentum / (1 - momentum ** (step + 1)) for step in steps])
+    present = torch._foreach_mul(gradients, [(1 - momentum) / (1 - momentum**step) for step in steps])
+    torch._foreach_add_(directions, present)
+    return directions
+
+
+def _move(entries: list[tuple], momentum: float, eps: float, steps: int, precision: Precision) -> None:
+    """Update (matrix, gradient, mean, step, rate) entries whose matrices are of one shape or its transpose."""
+    matrices, gradients, means, counts, rates = zip(*entries, strict=True)
+    directions = _directions(gradients, means, counts, momentum)
+    stack = torch.stack([_wide(direction) for direction in directions])
+    del directions
+    for matrix, change, rate in zip(matrices, orthogonalize(stack, eps, steps, precision), rates, strict=True):
+        _wide(matrix).add_(change, alpha=-rate)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """The matrix, or its transpose if it has more rows than columns."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
 def orthogonalize(matrices: Tensor, eps: float = 1e-8, steps: int = 5, precision: Precision = "float32") -> Tensor:
     """(N, rows, columns) matrices, rows <= columns, to about orthogonal ones by Newton-Schulz (spec 8.2)."""
     first, second, third = _QUINTIC
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)
-    x = x.to(getattr(torch, precision))
+    x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)).to(getattr(torch, precision))
     for _ in range(steps):
         gram = x @ x.mT
-        x = first * x + torch.baddbmm(gram, gram, gram, beta=second, alpha=third) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)
     return x.to(matrices.dtype)

@@ -1,5 +1,8 @@
-"""Weight averages: constant decay, half-lives in images, several at once, and swapping them in."""
+"""Weight averages: constant decay, half-lives in images, published ones, several at once, and swapping them in."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +30,20 @@ def test_half_life_law():
     assert final == pytest.approx(0.998581, abs=1e-6)
     assert average.decay(images=1024 * 9765, batch_size=1024) < final  # the ramp ends at update 9766
     assert average.decay(images=1024 * 9766, batch_size=1024) == final
+
+
+def test_published_decays_and_averages():
+    golden = np.load(Path(__file__).parents[1] / "golden" / "pmf" / "scalar_laws.npz", allow_pickle=False)
+    rules = [AverageSection(half_life=1000 * float(kimg)) for kimg in golden["ema/halflife_kimg"]]
+    for rule, decays, expected in zip(rules, golden["ema/beta"], golden["ema/trajectory"], strict=True):
+        average = WeightAverage({"w": torch.tensor(0.25)}, rule)
+        ours = [average.decay(images=1024 * int(step), batch_size=1024) for step in golden["ema/steps"]]
+        assert np.abs(np.array(ours) - decays).max() < 1e-6
+        trajectory = []
+        for step in range(1, len(expected) + 1):
+            average.update({"w": torch.tensor(0.1 * step).sin()}, images=1024 * step, batch_size=1024)
+            trajectory.append(average.values["w"].item())
+        assert np.abs(np.array(trajectory) - expected).max() < 1e-6
 
 
 def test_half_life_counts_images_not_updates():

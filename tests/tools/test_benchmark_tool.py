@@ -31,7 +31,26 @@ def test_inverse_of_a_recipe(tmp_path):
     assert {"cpu", "cores", "threads"} <= report["hardware"].keys()
     assert {"python", "torch", "genflow"} <= report["versions"].keys()
     assert "exact inverse" in done.stdout
-    assert f"best: {report['ratio']:.4g} times" in done.stdout and report["versions"]["torch"] in done.stdout
+    assert f"inverse: {report['ratio']:.4g} times" in done.stdout and report["versions"]["torch"] in done.stdout
+
+
+def test_train_step_of_a_recipe(tmp_path):
+    tiny = [f"model.backbone.{option}" for option in ("width=16", "heads=2", "depth=2", "head_depth=1")]
+    command = [TOOL, "train-step", ROOT / "recipes" / "pmf_digits.yaml", "--batch", 6, "--repeats", 2, "--device", "cpu"]
+    command += ["--json", tmp_path / "step.json", "--cfg-options", *tiny, "model.backbone.auxiliary_depth=1"]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "step.json").read_text())
+    assert report["benchmark"] == "train-step"
+    assert report["time_ratio"] == pytest.approx(report["a"] / report["b"])
+    assert report["memory_ratio"] == pytest.approx(report["memory"][0] / report["memory"][1])
+    # Ours differentiates the half of the rows that moves, and asks the model only where its velocity counts.
+    assert report["rows"]["moving"] == 3 and 3 <= report["rows"]["guidance"] < 18
+    assert report["losses"][0] == pytest.approx(report["losses"][1], rel=1e-4)
+    assert report["macs"] > 0 and report["floor_share"] == pytest.approx(
+        report["macs"] / report["matrix_rate"] / report["a"]
+    )
+    assert "ours / plain" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,6 +67,8 @@ def test_inverse_of_a_recipe(tmp_path):
         (["inverse", RECIPE, "--guidance", "-1", "--cfg-options", *TINY], "guidance: found -1.0, expected at least 0"),
         (["inverse", RECIPE, "--precision", "float16"], "argument --precision: invalid choice: 'float16' ("),
         (["inverse", RECIPE, "--json", "."], "--json: '.' is a folder"),
+        (["train-step", RECIPE, "--batch", "0"], "--batch: found 0, expected at least 1"),
+        (["train-step", RECIPE], f"{RECIPE}: model: found BiFlow, expected a MeanFlow"),
         (
             ["inverse", ROOT / "recipes" / "itarflow_digits.yaml"],
             f"{ROOT / 'recipes' / 'itarflow_digits.yaml'}: model.type: found 'MaximumLikelihood', expected a BiFlow, "
