@@ -45,10 +45,13 @@ def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64)
 
 
 def save_points(points: Tensor, path: Path) -> None:
-    """Write the first two entries of (B, D, 1, 1) vectors, in [-1, 1], as one square scatter picture."""
+    """Write (B, D, 1, 1) vectors, in [-1, 1], as one square scatter picture, D > 2 in their principal plane."""
     from matplotlib.figure import Figure  # imported here since few pictures need it
 
     figure = Figure(figsize=(4.8, 4.8), layout="constrained")
     axes = figure.add_subplot(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
-    axes.scatter(*points.flatten(1)[:, :2].cpu().unbind(1), s=2, alpha=0.5, linewidths=0)
+    points = points.flatten(1).cpu()
+    if points.shape[1] > 2:  # a plane through the origin
+        points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, -2:]
+    axes.scatter(*points.unbind(1), s=2, alpha=0.5, linewidths=0)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))

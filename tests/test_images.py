@@ -24,3 +24,14 @@ def test_grid_of_points_is_one_scatter_picture(tmp_path):
     save_grid(points, tmp_path / "grid.png", columns=5)
     save_points(points, tmp_path / "points.png")
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "points.png").read_bytes()
+
+
+def test_vectors_are_drawn_in_the_plane_where_they_lie(tmp_path):
+    """A long thin cloud in some direction of 20 dimensions is a line from border to border of the picture."""
+    direction = torch.nn.functional.normalize(torch.randn(20), dim=0)
+    cloud = torch.linspace(-0.9, 0.9, 600).unsqueeze(1) * direction + 0.002 * torch.randn(600, 20)
+    save_grid(cloud.view(-1, 20, 1, 1), tmp_path / "vectors.png", columns=30)
+    picture = np.array(Image.open(tmp_path / "vectors.png").convert("RGB")).astype(int)
+    rows, columns = np.nonzero(picture[..., 2] - picture[..., 0] > 60)
+    assert picture.shape == (480, 480, 3)
+    assert max(np.ptp(rows), np.ptp(columns)) > 300 and min(np.ptp(rows), np.ptp(columns)) < 20

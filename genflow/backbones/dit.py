@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class AdaptiveLayer(nn.Module):
         width: W.
         heads: attention heads.
     """
+
+    stacked: ClassVar = {"modulation.weight": 6}
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -67,6 +70,8 @@ class DiT(Backbone):
         ValueError: sizes that do not divide.
     """
 
+    stacked: ClassVar = {"modulation.weight": 2}
+
     def __init__(
         self,
         image_size: Positive,
@@ -102,7 +107,7 @@ class DiT(Backbone):
             labels = torch.where(condition.labels < 0, self.num_classes, condition.labels)
             embedding = embedding + self.labels(labels)
         embedding = embedding.unsqueeze(1)
-        tokens = self.patch_embedding(x).flatten(2).mT + self.positions.to(embedding.dtype)
+        tokens = self.patch_embedding(x).flatten(2).mT + self.positions
         for layer in self.layers:
             tokens = layer(tokens, embedding)
         shift, scale = self.modulation(F.silu(embedding)).chunk(2, dim=-1)

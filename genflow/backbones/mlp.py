@@ -26,8 +26,6 @@ class MLP(Backbone):
         num_classes: classes, which enter as one-hot vectors; 0 builds an unconditional backbone.
     """
 
-    uses = ("labels", "time", "duration")
-
     def __init__(
         self,
         image_size: Positive,
@@ -39,6 +37,7 @@ class MLP(Backbone):
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
         self.num_classes = num_classes
+        self.uses = ("labels", "time", "duration") if num_classes else ("time", "duration")
         features = channels * image_size**2
         widths = [features + num_classes + 2, *[width] * (layers - 1), features]
         self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in itertools.pairwise(widths))
@@ -46,10 +45,12 @@ class MLP(Backbone):
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
         self.check_heads(heads)
-        times = torch.stack([condition.time, condition.duration], dim=1)
-        # "No class" matches no column.
-        classes = condition.labels.unsqueeze(1) == torch.arange(self.num_classes, device=x.device)
-        hidden = torch.cat([x.flatten(1), times.to(x.dtype), classes.to(x.dtype)], dim=1)
+        inputs = [x.flatten(1), torch.stack([condition.time, condition.duration], dim=1).to(x.dtype)]
+        if self.num_classes:
+            # "No class" matches no column.
+            classes = condition.labels.unsqueeze(1) == torch.arange(self.num_classes, device=x.device)
+            inputs.append(classes.to(x.dtype))
+        hidden = torch.cat(inputs, dim=1)
         for layer in self.layers[:-1]:
             hidden = torch.relu(layer(hidden))
         return {"main": self.layers[-1](hidden).view_as(x)}

@@ -24,9 +24,12 @@ _NAMES = {
     "shared_blocks.{}": "trunk.{}",
     "u_heads.{}": "main.layers.{}",
     "v_heads.{}": "auxiliary.layers.{}",
-    "u_final_layer.{}": "main.{}",
-    "v_final_layer.{}": "auxiliary.{}",
+    "u_final_layer.norm.{}": "main.norm.{}",
+    "v_final_layer.norm.{}": "auxiliary.norm.{}",
+    "u_final_layer.linear.{}": "main.output.{}",
+    "v_final_layer.linear.{}": "auxiliary.output.{}",
 }
+#: The same for the ends of names in layers.
 _LAYER_NAMES = {
     "norm1.weight": "attention_norm.weight",
     "norm2.weight": "feedforward_norm.weight",
@@ -42,42 +45,55 @@ _STACKED = {
     "attention.qkv.weight": ("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"),
     "feedforward.gate_up.weight": ("mlp.w1.weight", "mlp.w3.weight"),
 }
-_RECOMPUTED = ("rope_freqs",)
+#: Rotary angles as complex numbers, which are computed again.
+ROTATION = "rope_freqs"
 
 
 def from_torch(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]:
     """The official PyTorch network's weights under our names.
 
     Args:
-        state: by official names, with or without the prefix ``net.``.
+        state: by official names, with or without the prefix ``net.`` and the names of wrapped layers.
         channels: of the images.
 
     Raises:
-        ValueError: a name that the official network does not have, or one of a stacked group is missing.
+        ValueError: a name that is in no part of the official network.
+        KeyError: only a part of what we stack is there.
     """
-    plain = {_plain(name): value for name, value in state.items()}
-    converted: dict[str, Tensor] = {}
-    stacked: dict[str, dict[str, Tensor]] = {}
-    for name, value in plain.items():
-        if name in _RECOMPUTED:
-            continue
-        ours = _rename(name)
-        group = next((group for group, parts in _STACKED.items() if _ends(ours, parts)), None)
-        if group is None:
-            converted[ours] = _by_channel(value, channels) if ".output." in ours else value
-        else:
-            part = next(part for part in _STACKED[group] if ours.endswith(f".{part}"))
-            stacked.setdefault(ours.removesuffix(part) + group, {})[part] = value
-    for ours, found in stacked.items():
-        parts = next(parts for group, parts in _STACKED.items() if ours.endswith(group))
-        missing = [part for part in parts if part not in found]
-        if missing:
-            layer = ours.rsplit(".", 3)[0]
-            raise ValueError(f"'{missing[0]}' of layer '{layer}' is missing from the file")
-        widths = {found[part].shape for part in parts}
-        if len(widths) > 1:
-            raise ValueError(f"{', '.join(parts)} have different shapes: {sorted(map(tuple, widths))}")
-        converted[ours] = torch.cat([found[part] for part in parts])
+    plain = {plain_name(name): value for name, value in state.items()}
+    plain.pop(ROTATION, None)
+    converted = {_translate(name, _NAMES, _LAYER_NAMES): value for name, value in plain.items()}
+    for group, parts in _STACKED.items():
+        for first in [name for name in converted if name.endswith(f".{parts[0]}")]:
+            layer = first.removesuffix(parts[0])
+            converted[layer + group] = torch.cat([converted.pop(layer + part) for part in parts])
+    for name, value in converted.items():
+        if ".output." in name:
+            side = round((len(value) / channels) ** 0.5)
+            by_channel = value.unflatten(0, (side, side, channels)).movedim(2, 0)
+            converted[name] = by_channel.flatten(0, 2).contiguous()
+    return converted
+
+
+def to_torch(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]:
+    """The inverse of :func:`from_torch`, by official names without wrappers; also of weights on the meta device.
+
+    Raises:
+        ValueError: a name that has no counterpart in the official network.
+    """
+    converted = {}
+    for name, value in state.items():
+        pieces = {name: value}
+        for group, parts in _STACKED.items():
+            if name.endswith(f".{group}"):
+                layer = name.removesuffix(group)
+                pieces = {layer + part: piece for part, piece in zip(parts, value.chunk(len(parts)), strict=True)}
+        if ".output." in name:
+            side = round((len(value) / channels) ** 0.5)
+            by_position = value.unflatten(0, (channels, side, side)).movedim(0, 2)
+            pieces = {name: by_position.flatten(0, 2).contiguous()}
+        for piece_name, piece in pieces.items():
+            converted[_translate(piece_name, _inverse(_NAMES), _inverse(_LAYER_NAMES))] = piece
     return converted
 
 
@@ -110,34 +126,24 @@ def _kernel(value: Tensor) -> Tensor:
     return value.t().contiguous() if value.dim() == 2 else value
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """An official name without its wrappers."""
     return name.removeprefix("net.").replace("._flax_linear.", ".").replace("._flax_embedding.", ".")
 
 
-def _ends(name: str, parts: tuple[str, ...]) -> bool:
-    return any(name.endswith(f".{part}") for part in parts)
+def _translate(name: str, names: Mapping[str, str], layer_names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        match = re.fullmatch(re.escape(old).replace(r"\{\}", "(.+)"), name)
+        if match:
+            translated = new.format(*match.groups())
+            break
+    else:
+        raise ValueError(f"'{name}' has no counterpart")
+    for old, new in layer_names.items():
+        if translated.endswith(f".{old}"):
+            return translated.removesuffix(old) + new
+    return translated
 
 
-def _rename(name: str) -> str:
-    for theirs, ours in _NAMES.items():
-        match = re.fullmatch(re.escape(theirs).replace(r"\{\}", "(.+)"), name)
-        if match is None:
-            continue
-        rest = match.group(1) if match.groups() else ""
-        if theirs in ("shared_blocks.{}", "u_heads.{}", "v_heads.{}"):
-            index, _, leaf = rest.partition(".")
-            known = leaf in _LAYER_NAMES or any(leaf in parts for parts in _STACKED.values())
-            if not known:
-                break
-            rest = f"{index}.{_LAYER_NAMES.get(leaf, leaf)}"
-        elif theirs.endswith("final_layer.{}"):
-            rest = re.sub("^linear", "output", rest)
-        return ours.replace("{}", rest)
-    raise ValueError(f"'{name}' is not a parameter of the official network")
-
-
-def _by_channel(value: Tensor, channels: int) -> Tensor:
-    """Rows of an output map from the order (row, column, channel) to (channel, row, column)."""
-    side = round((len(value) / channels) ** 0.5)
-    return value.unflatten(0, (side, side, channels)).movedim(2, 0).flatten(0, 2).contiguous()
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}

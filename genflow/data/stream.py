@@ -54,8 +54,8 @@ class TrainingStream(torch.utils.data.Dataset):
             indices[rows] = self._permutation[positions[rows] % length]
         return indices
 
-    def __getitems__(self, positions: list[int]) -> dict[str, Any]:
-        """Read a batch.
+    def __getitems__(self, positions: list[int]) -> "dict[str, Any] | UserError":
+        """Read a batch, or say why it cannot be read.
 
         Args:
             positions: B positions of the stream, each >= 0.
@@ -65,7 +65,10 @@ class TrainingStream(torch.utils.data.Dataset):
         """
         numbers = torch.tensor(positions, dtype=torch.int64)
         draws = Draws(self.seed, numbers, self.global_batch)
-        return {**self.dataset.batch(self.indices(numbers), draws), "draws": draws}
+        try:
+            return {**self.dataset.batch(self.indices(numbers), draws), "draws": draws}
+        except UserError as error:  # torch would wrap it in the traceback of a loader process
+            return error
 
 
 class StreamBatchSampler(Sampler[list[int]]):
@@ -102,7 +105,17 @@ class StreamBatchSampler(Sampler[list[int]]):
             first += self.global_batch
 
 
-def _as_read(batch: dict[str, Any]) -> dict[str, Any]:
+class _Loader(DataLoader):
+    """Raises the error that a process came upon while it read a batch."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _as_read(batch: Any) -> Any:
     """The collation of batches that are read whole."""
     return batch
 
@@ -131,7 +144,7 @@ def build_loader(
     Raises:
         UserError: ``global_batch`` cannot be shared out equally.
     """
-    return DataLoader(
+    return _Loader(
         TrainingStream(dataset, seed, global_batch),
         batch_sampler=StreamBatchSampler(start_step, global_batch, rank, world_size),
         num_workers=num_workers,

@@ -61,10 +61,14 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def sinusoidal(values: Tensor, width: int, max_period: float = 1e4) -> Tensor:
-    """(B,) scalars to (B, width) features: cosines, then sines, of geometric frequencies 1..1/max_period."""
+    """(B,) scalars to (B, width) features: cosines, then sines, of geometric frequencies 1..1/max_period.
+
+    Computed at least in float32.
+    """
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
-    phases = values.float().unsqueeze(1) * torch.exp(-math.log(max_period) * exponents)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    exponents = torch.arange(half, dtype=wide, device=values.device) / half
+    phases = values.to(wide).unsqueeze(1) * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([phases.cos(), phases.sin()], dim=1)
 
 

@@ -88,8 +88,11 @@ def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Te
     d_normed = norm_tangent(layer.attention_norm, x[:n], tangent)
     queries, keys, values = attention.split(attention.qkv(normed))
     d_queries, d_keys, d_values = attention.split(linear_tangent(attention.qkv, d_normed))
-    q, dq = _position(attention.query_norm, queries, d_queries, angles)
-    k, dk = _position(attention.key_norm, keys, d_keys, angles)
+    # In the order of the layer itself, which a checkpoint may compute again in the place of this.
+    q, k = attention.query_norm(queries), attention.key_norm(keys)
+    q, k = rotate(q, angles), rotate(k, angles)
+    dq = _turned(attention.query_norm, queries, d_queries, angles)
+    dk = _turned(attention.key_norm, keys, d_keys, angles)
     dtype = values.dtype
     q, k = q.to(dtype), k.to(dtype)
     attended = F.scaled_dot_product_attention(q, k, values)
@@ -106,11 +109,10 @@ def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Te
     return _add(x, tangent, branch, d_branch, layer.feedforward_gate)
 
 
-def _position(norm: RMSNorm, x: Tensor, tangent: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised and rotated queries or keys; the rotation is linear."""
-    value = rotate(norm(x), angles)
-    with torch.no_grad():
-        return value, rotate(norm_tangent(norm, x[: len(tangent)], tangent), angles)
+@torch.no_grad()
+def _turned(norm: RMSNorm, x: Tensor, tangent: Tensor, angles: Tensor) -> Tensor:
+    """The tangent of normalised and rotated queries or keys; the rotation is linear."""
+    return rotate(norm_tangent(norm, x[: len(tangent)], tangent), angles)
 
 
 def _add(x: Tensor, tangent: Tensor, branch: Tensor, d_branch: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
-"""Parameters of the ImageNet recipes in all sizes (BiFlow spec, item 35)."""
+"""Parameters and multiply-adds of the ImageNet recipes in all sizes (BiFlow spec, item 35; pMF spec, 14)."""
 
 from pathlib import Path
 
 import pytest
 
 from genflow.analysis.description import build_on_meta
+from genflow.analysis.flops import count_generator
 from genflow.graph import ComponentGraph
 from genflow.recipe import load_recipe
 
@@ -36,3 +37,33 @@ def test_parameters(recipe, millions):
     if recipe.startswith("biflow"):  # both stages of a size have one width
         assert build_on_meta(graph, for_training=False).teacher.flow_blocks[0].out.in_features == width
         assert generator.network.state_features == width
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions", "gmacs", "auxiliary"),
+    [
+        ("meanflow_b2", 131, 23.1, 0),
+        ("meanflow_m2", 308, 54.0, 0),
+        ("meanflow_l2", 459, 80.9, 0),
+        ("meanflow_xl2", 676, 119, 0),
+        ("imf_b2", 88.9, 24.9, 145.6 - 88.9),
+        ("imf_m2", 173.9, 49.7, 230.6 - 173.9),
+        ("imf_l2", 409.1, 116.1, 509.8 - 409.1),
+        ("imf_xl2", 610.4, 174.2, 711.1 - 610.4),
+    ],
+)
+def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
+    pytest.importorskip("diffusers")
+    graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}_imagenet.yaml"))
+    backbone, counts = build_on_meta(graph).backbone, {"auxiliary": 0, "rest": 0}
+    for name, parameter in backbone.named_parameters():
+        counts["auxiliary" if name.startswith("auxiliary.") else "rest"] += parameter.numel() / 1e6
+    assert counts["rest"] == pytest.approx(millions, rel=0.005)
+    assert counts["auxiliary"] == pytest.approx(auxiliary, abs=0.1)
+    published = graph.settings().published
+    assert (published["params_m"], published["gflops"]) == (millions, gmacs)
+    if recipe.endswith("_b2"):  # tracing the larger ones takes seconds
+        cost = count_generator(build_on_meta(graph, for_training=False).generator)
+        assert cost.generator_params / 1e6 == pytest.approx(millions, rel=0.005)
+        assert cost.generator_macs / 1e9 == pytest.approx(gmacs, rel=0.005)
+        assert cost.nfe == 1

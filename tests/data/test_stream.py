@@ -118,3 +118,16 @@ def test_batches_that_cannot_be_shared_are_refused(global_batch, world_size):
     message = f"train_dataloader.batch_size: found {global_batch}, expected .* {world_size} processes"
     with pytest.raises(UserError, match=message):
         build_loader(Counting(), global_batch, 0, world_size=world_size)
+
+
+class Unreadable(Counting):
+    def batch(self, indices, draws):
+        raise UserError("picture.png: not a readable picture")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_sample_is_one_line_whoever_reads_it(num_workers):
+    loader = build_loader(Unreadable(), 4, seed=0, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == "picture.png: not a readable picture"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genflow.data import Toy2D
-from genflow.data.toy2d import Distribution, draw_points
+from genflow.data.toy2d import Distribution, draw_points, projection
 from genflow.draws import Draws
 from genflow.registry import DATASETS
 
@@ -81,3 +81,17 @@ def test_two_moons_are_half_circles_about_two_centres():
     distance = torch.minimum((upper - 1).abs(), (lower - 1).abs())
     assert distance.mean() == pytest.approx(0.05 * math.sqrt(2 / math.pi), rel=0.1)
     assert ((upper - 1).abs() < (lower - 1).abs()).double().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_plane_in_more_dimensions_leads_back():
+    columns = projection(512)
+    assert columns.shape == (512, 2) and columns.dtype == torch.float32
+    assert (columns.T @ columns - torch.eye(2)).abs().max() < 1e-6
+    assert columns.abs().max() < 0.3  # no axis stands out
+    assert torch.equal(projection(512), columns) and torch.equal(projection(2), torch.eye(2))
+    dataset, indices = Toy2D("swiss_roll", dimensions=512), torch.arange(100)
+    vectors = dataset.batch(indices, None)["images"]
+    assert dataset.image_shape == (512, 1, 1) and vectors.shape == (100, 512, 1, 1)
+    plane = Toy2D("swiss_roll").batch(indices, None)["images"].flatten(1)
+    assert (vectors.flatten(1) @ columns - plane).abs().max() < 1e-6
+    assert (vectors.flatten(1) - plane @ columns.T).abs().max() < 1e-6

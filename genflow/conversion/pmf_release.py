@@ -1,0 +1,121 @@
+"""A released file of pMF's weights, recognised and checked, to a run folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genflow.backbones.pixel_transformer import PixelTransformer
+from genflow.conversion.pmf import ROTATION, from_jax, from_torch, plain_name, to_torch
+from genflow.conversion.run_folder import check_free, read_archive, write_run
+from genflow.errors import UserError
+from genflow.graph import ComponentGraph
+from genflow.layers.embeddings import axial_rotation
+from genflow.recipe import load_recipe
+from genflow.weights import check_state, read_state
+
+#: Recipes of the released sizes by side of a patch, width, and layers of trunk and main head.
+_SIZES = {
+    (16, 768, 16): "pmf_b16_imagenet256",
+    (16, 1024, 32): "pmf_l16_imagenet256",
+    (16, 1280, 48): "pmf_h16_imagenet256",
+    (32, 768, 16): "pmf_b32_imagenet512",
+    (32, 1024, 32): "pmf_l32_imagenet512",
+    (32, 1280, 48): "pmf_h32_imagenet512",
+}
+#: The auxiliary head, which exists for training, has the layers of the main head.
+_AUXILIARY = {"u_heads.": "v_heads.", "u_final_layer.": "v_final_layer."}
+
+
+def convert_pmf(file: Path, out: Path, recipes: Path, recipe: Path | None = None) -> Path:
+    """Write the run folder ``out`` with the weights of ``file``; returns the recipe's file.
+
+    Args:
+        file: the PyTorch release (what torch.save wrote, or safetensors), or an ``.npz`` of the JAX parameters.
+            An auxiliary head is left out.
+        out: not there, or an empty folder.
+        recipes: the folder of the recipes of the released sizes, of which the file says which it is.
+        recipe: the recipe of another size.
+
+    Raises:
+        UserError: ``file`` is no such file, or lacks or has more than the network of the recipe; nothing has been
+            written.
+    """
+    check_free(out)
+    state = _read(file)
+    if recipe is None:
+        recipe = recipes / f"{_find_size(file, state)}.yaml"
+    resolved = load_recipe(recipe)
+    graph = ComponentGraph.from_recipe(resolved)
+    network = graph.build_artifact()
+    if not isinstance(network, PixelTransformer):
+        raise UserError(f"{recipe}: model: trains a {type(network).__name__}, pMF's weights are a PixelTransformer's")
+    channels = network.image_shape[0]
+    try:
+        expected = to_torch(network.state_dict(), channels)
+    except ValueError as error:
+        raise UserError(f"{recipe}: not the network of pMF: {error}") from None
+    try:
+        _check(state, expected, network)
+    except ValueError as error:
+        raise UserError(f"{file}: does not fit {recipe}: {error}") from None
+    weights = from_torch({name: state[name].float() for name in expected}, channels)
+    write_run(out, resolved.to_dict(), graph, weights, file)
+    return recipe
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """A file's weights by official names without wrappers."""
+    found = read_archive(file) if file.suffix == ".npz" else read_state(file)
+    try:
+        found = from_jax(found) if file.suffix == ".npz" else found
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    state: dict[str, Tensor] = {}
+    for name, value in found.items():
+        plain = plain_name(name)
+        if plain in state:
+            raise UserError(f"{file}: has '{plain}' twice, with and without wrappers")
+        state[plain] = value
+    return state
+
+
+def _find_size(file: Path, state: Mapping[str, Tensor]) -> str:
+    for name in ("x_embedder.proj1.weight", "pos_embed"):
+        if name not in state:
+            raise UserError(f"{file}: not the weights of pMF: '{name}' is missing")
+    patch, width = (state[name].shape[-1:] for name in ("x_embedder.proj1.weight", "pos_embed"))
+    layers = {tuple(name.split(".")[:2]) for name in state if name.startswith(("shared_blocks.", "u_heads."))}
+    size = (*patch, *width, len(layers))
+    if size not in _SIZES:
+        names = "patch size, width and layers"
+        raise UserError(f"{file}: {names} are {size}, which was not released; give its recipe with --recipe")
+    return _SIZES[size]
+
+
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: PixelTransformer) -> None:
+    """See that ``state`` is what the official network has.
+
+    Raises:
+        ValueError: a key, a shape, a kind of number or the rotary angles are others.
+    """
+    expected = dict(expected)
+    if any(name.startswith(tuple(_AUXILIARY.values())) for name in state):
+        for main, auxiliary in _AUXILIARY.items():
+            expected |= {
+                name.replace(main, auxiliary, 1): value for name, value in expected.items() if name.startswith(main)
+            }
+    if ROTATION in state:
+        expected[ROTATION] = network.angles[network.prefix :]
+    check_state(expected, state)
+    for name, value in state.items():
+        wanted = value.is_complex() if name == ROTATION else value.is_floating_point()
+        if not wanted:
+            raise ValueError(f"'{name}' holds numbers of type {str(value.dtype).removeprefix('torch.')}")
+    if ROTATION in state:
+        side = network.image_shape[1] // network.patch_size
+        angles = axial_rotation(side, 2 * network.angles.shape[1])
+        turned = torch.polar(torch.ones_like(angles), angles)
+        if not torch.allclose(state[ROTATION].to(turned.dtype), turned, atol=1e-4):
+            raise ValueError(f"'{ROTATION}' holds other rotary angles than ours")

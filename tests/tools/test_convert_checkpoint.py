@@ -1,0 +1,299 @@
+"""tools/convert_checkpoint.py: small networks of the published code to runs that sample, and what is refused."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genflow.condition import Condition
+from genflow.conversion.pmf_release import convert_pmf
+from genflow.engine.artifacts import load_generator, open_run
+from genflow.recipe import dump_yaml, load_recipe
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "pmf"
+TOLERANCE = 1e-5  # of the largest value, as the README of the vectors suggests
+
+
+def golden(name):
+    archive = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+    return archive, json.loads(str(archive["config"]))
+
+
+def write_recipe(path, config, **model):
+    """The recipe of a golden network."""
+    backbone = {
+        "type": "PixelTransformer",
+        "image_size": config["input_size"],
+        "patch_size": config["patch_size"],
+        "width": config["hidden_size"],
+        "depth": config["depth"],
+        "heads": config["num_heads"],
+        "num_classes": config["num_classes"],
+        "head_depth": config["aux_head_depth"],
+        "class_tokens": config["num_class_tokens"],
+        "guidance_tokens": config["num_cfg_tokens"],
+        "interval_tokens": config["num_interval_tokens"],
+        "time_tokens": config["num_time_tokens"],
+        "bottleneck": 128,
+    }
+    method = {
+        "type": "MeanFlow",
+        "backbone": backbone,
+        "field": {"type": "AverageVelocity"},
+        "times": {"type": "LogitNormalTimes", "mean": 0.8, "std": 0.8},
+        "codec": {"type": "Identity", "image_size": config["input_size"]},
+        "loss": {"type": "AdaptiveWeighting", "loss": {"type": "SquaredError"}},
+        "guidance": {"type": "IntervalGuidance"},
+        **model,
+    }
+    path.write_text(dump_yaml({"model": method}), encoding="utf-8")
+    return path
+
+
+def released(auxiliary=False):
+    """The golden PyTorch network as it is released: wrapped names, without the auxiliary head, rotary angles."""
+    archive, _ = golden("torch_net")
+    names = [key for key in archive.files if key.startswith("sd/") and (auxiliary or not key.startswith("sd/v_"))]
+    state = {f"net.{name.removeprefix('sd/')}": torch.from_numpy(archive[name]) for name in names}
+    angles = (torch.from_numpy(archive[f"rope/freqs_{part}"]) for part in ("real", "imag"))
+    return {**state, "net.rope_freqs": torch.complex(*angles)}
+
+
+def close(found, expected):
+    expected = torch.from_numpy(expected)
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def run(tool, *arguments):
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_pytorch_release_becomes_a_run_that_samples(here, auxiliary):
+    archive, config = golden("torch_net")
+    settings = json.loads(str(archive["sample/settings"]))
+    recipe = write_recipe(
+        Path("tiny.yaml"),
+        config,
+        noise_scale=settings["noise_scale"],
+        default_guidance=settings["omega"],
+        default_interval=[settings["t_min"], settings["t_max"]],
+    )
+    torch.save(released(auxiliary), "pmf.pt")
+    if auxiliary:
+        convert_pmf(Path("pmf.pt"), Path("runs/pmf"), ROOT / "recipes", recipe)
+    else:
+        assert run("convert_checkpoint", "pmf", "pmf.pt", "runs/pmf", "--recipe", recipe) == (
+            "runs/pmf: pmf.pt with tiny.yaml\n"
+        )
+        run("sample", "runs/pmf", "--num", 3, "--labels", 2, "--device", "cpu", "--out", "samples.npz")
+        with np.load("samples.npz") as samples:
+            assert samples["images"].shape[0] == 3 and samples["labels"].tolist() == [2, 2, 2]
+    folder = Path("runs/pmf")
+    assert sorted(os.listdir(folder)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
+    assert os.listdir("runs") == ["pmf"] and stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert load_recipe(folder / "recipe.yaml").to_dict() == load_recipe(recipe).to_dict()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["converted_from"]["file"] == "pmf.pt" and metrics["updates"] is None
+    assert metrics["generator"]["generator_params"] == sum(
+        value.numel() for name, value in released().items() if name != "net.rope_freqs"
+    )
+    generator = load_generator(open_run(folder), folder)
+    condition = generator.condition(torch.from_numpy(archive["sample/labels"]).long())
+    for steps in (1, 2, 4):
+        generator.set_sampling(steps)
+        images = generator(torch.from_numpy(archive["sample/noise"]), condition)
+        close(images, archive[f"sample/images_{steps}step"])
+
+
+@pytest.mark.parametrize("form", ["params/", "without the auxiliary head", "safetensors"])
+def test_other_forms_of_a_release(here, form):
+    if form == "safetensors":
+        from safetensors.torch import save_file
+
+        archive, config = golden("torch_net")
+        state = released()
+        del state["net.rope_freqs"]
+        save_file({name: value.half() for name, value in state.items()}, "pmf.safetensors")
+        file = Path("pmf.safetensors")
+    else:
+        archive, config = golden("loss_b_aux")
+        arrays = {name: archive[name] for name in archive.files if name.startswith("params/")}
+        if form != "params/":
+            arrays = {name.removeprefix("params/"): array for name, array in arrays.items() if "net/v_" not in name}
+        np.savez("pmf.npz", **arrays)
+        file = Path("pmf.npz")
+    convert_pmf(file, Path("run"), ROOT / "recipes", write_recipe(Path("tiny.yaml"), config))
+    generator = load_generator(open_run(Path("run")), Path("run"))
+    if form == "safetensors":
+        assert all(value.dtype == torch.float32 for value in generator.network.state_dict().values())
+        return
+    t, r, start, end, scale = (
+        torch.from_numpy(archive[f"mid/{name}"]).flatten() for name in ("t", "r", "t_min", "t_max", "omega")
+    )
+    labels = torch.from_numpy(archive["mid/labels_after_drop"]).long()
+    condition = Condition(labels=labels, guidance=scale, interval=torch.stack([start, end], dim=1))
+    z = torch.from_numpy(archive["mid/z_t"]).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        velocity = generator.field.velocity(generator.network, z, t, r, condition)["main"]
+    close(velocity.permute(0, 2, 3, 1), archive["mid/u"])
+
+
+# What is refused
+
+
+class Payload:
+    """Pickles as a call that creates the folder ``marker``."""
+
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+def refused_state(refused, state, *options):
+    torch.save(state, "pmf.pt")
+    return refused("convert_checkpoint", "pmf", "pmf.pt", "run", *options)
+
+
+LAYER = "net.shared_blocks.1"
+FIT = "pmf.pt: does not fit tiny.yaml: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("net.pos_embed"), f"{FIT}'pos_embed' is missing from the file"),
+        (
+            lambda s: s.pop(f"{LAYER}.attn.k_proj._flax_linear.weight"),
+            f"{FIT}'shared_blocks.1.attn.k_proj.weight' is missing from the file",
+        ),
+        (lambda s: s.update({"net.more": torch.zeros(1)}), f"{FIT}'more' is not in the model"),
+        (lambda s: s.update({f"{LAYER}.norm3.weight": torch.zeros(1)}), f"{FIT}'shared_blocks.1.norm3.weight' is not"),
+        (
+            lambda s: s.update({"net.u_final_layer.linear._flax_linear.weight": torch.zeros(191, 48)}),
+            f"{FIT}'u_final_layer.linear.weight' has shape (191, 48), expected (192, 48)",
+        ),
+        (lambda s: s.update({"net.pos_embed": torch.zeros(())}), f"{FIT}'pos_embed' has shape (), expected (1, 23, "),
+        (
+            lambda s: s.update({"net.v_final_layer.norm.weight": torch.zeros(48)}),
+            f"{FIT}'v_heads.0.",
+        ),
+        (lambda s: s.update({"pos_embed": torch.zeros(1)}), "pmf.pt: has 'pos_embed' twice, with and without wrappers"),
+        (
+            lambda s: s.update({"net.pos_embed": s["net.pos_embed"].long()}),
+            f"{FIT}'pos_embed' holds numbers of type int64",
+        ),
+        (
+            lambda s: s.update({"net.rope_freqs": s["net.rope_freqs"].conj().resolve_conj()}),
+            f"{FIT}'rope_freqs' holds other rotary angles than ours",
+        ),
+        (lambda s: s.update({"net.rope_freqs": s["net.rope_freqs"][1:]}), f"{FIT}'rope_freqs' has shape (15, 6), exp"),
+        (lambda s: s.update({"net.pos_embed": Payload()}), "pmf.pt: refused: a weights file may hold tensors "),
+        (lambda s: s.update({"net.pos_embed": 3}), "pmf.pt: not a state dictionary: expected tensors by name"),
+    ],
+)
+def test_a_file_that_does_not_fit(refused, here, change, message):
+    write_recipe(Path("tiny.yaml"), golden("torch_net")[1])
+    state = released()
+    change(state)
+    assert refused_state(refused, state, "--recipe", "tiny.yaml").startswith(f"error: {message}")
+    assert not (here / "marker").exists()
+
+
+def test_files_of_another_kind(refused, tmp_path):
+    for name in ("text.pt", "text.npz", "text.safetensors", "empty.pt", "empty.npz"):
+        Path(name).write_text("no weights" if name.startswith("text") else "")
+    torch.save(released(), tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for name in ("half.pt", "half.npz", "half.safetensors"):
+        Path(name).write_bytes(content[: len(content) // 2])
+    Path("folder.pt").mkdir()
+    np.save("array.npy", np.zeros(3))
+    os.rename("array.npy", "array.npz")
+    np.savez("objects.npz", **{"params/net/pos_embed": np.array([Payload()], dtype=object)})
+    np.savez("integers.npz", **{"params/net/pos_embed": np.zeros(3, dtype=int)})
+    np.savez("others.npz", **{"in/x": np.zeros(3)})
+    os.link(tmp_path / "whole.pt", "torch.npz")
+    np.savez("archive", **{"params/net/pos_embed": np.zeros(3)})
+    os.rename("archive.npz", "numpy.pt")
+    torch.save({"weight": torch.zeros(3)}, "classifier.pt")
+    for name, message in {
+        "text.pt": "refused: a weights file may hold tensors and plain values only",
+        "text.npz": "not a complete archive of plain arrays: ",
+        "text.safetensors": "not a complete safetensors file: ",
+        "empty.pt": "not a complete weights file: ",
+        "empty.npz": "not a complete archive of plain arrays: ",
+        "half.pt": "not a complete weights file: ",
+        "half.npz": "not a complete archive of plain arrays: ",
+        "half.safetensors": "not a complete safetensors file: ",
+        "folder.pt": "no such weights file",
+        "none.pt": "no such weights file",
+        "none.npz": "no such weights file",
+        "array.npz": "not a complete archive of plain arrays: ",
+        "objects.npz": "not a complete archive of plain arrays: ",
+        "integers.npz": "'params/net/pos_embed' is not an array of floating-point numbers",
+        "others.npz": "'in/x' is not a parameter of the official network, which all begin with 'net/'",
+        "torch.npz": "' is not an array of floating-point numbers",
+        "numpy.pt": "not a complete weights file: ",
+        "classifier.pt": "not the weights of pMF: 'x_embedder.proj1.weight' is missing",
+    }.items():
+        line = refused("convert_checkpoint", "pmf", name, "run")
+        assert line.startswith(f"error: {name}: ") and message in line, line
+
+
+def test_recipes_that_do_not_fit(refused):
+    _, config = golden("torch_net")
+    state = released()
+    line = refused_state(refused, state)
+    assert line == (
+        "error: pmf.pt: patch size, width and layers are (8, 48, 4), which was not released; give its recipe with "
+        "--recipe"
+    )
+    assert refused_state(refused, state, "--recipe", "none.yaml") == "error: none.yaml: no such recipe"
+    write_recipe(Path("wider.yaml"), {**config, "hidden_size": 64})
+    line = refused_state(refused, state, "--recipe", "wider.yaml")
+    assert line.startswith("error: pmf.pt: does not fit wider.yaml: '") and "has shape (" in line
+    line = refused_state(refused, state, "--recipe", ROOT / "recipes" / "itarflow_digits.yaml")
+    assert line.endswith("itarflow_digits.yaml: model: trains a TARFlow, pMF's weights are a PixelTransformer's")
+    write_recipe(Path("clock.yaml"), config)
+    Path("clock.yaml").write_text(Path("clock.yaml").read_text().replace("bottleneck:", "clock: time\n    bottleneck:"))
+    line = refused_state(refused, state, "--recipe", "clock.yaml")
+    assert line == "error: clock.yaml: not the network of pMF: 'tokens.time' has no counterpart"
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(refused, monkeypatch):
+    write_recipe(Path("tiny.yaml"), golden("torch_net")[1])
+    for taken in ("run", "run/notes.txt"):
+        Path(taken).parent.mkdir(exist_ok=True)
+        Path(taken).write_text("mine")
+        line = refused_state(refused, released(), "--recipe", "tiny.yaml")
+        assert line == "error: run: is there already; name another folder"
+        os.remove(taken)
+
+    def fail(path, state):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("genflow.conversion.run_folder.write_weights", fail)
+        assert refused_state(refused, released(), "--recipe", "tiny.yaml") == "error: no space left"
+    assert os.listdir("run") == []
+    # An empty folder may be there.
+    convert_pmf(Path("pmf.pt"), Path("run"), ROOT / "recipes", Path("tiny.yaml"))
+    assert len(os.listdir("run")) == 3
+
+
+def test_options(refused):
+    assert "the following arguments are required: PROJECT" in refused("convert_checkpoint")
+    assert "the following arguments are required: FILE, OUT" in refused("convert_checkpoint", "pmf")
+    assert "invalid choice: 'pnf'" in refused("convert_checkpoint", "pnf", "a.pt", "run")
+    assert "unrecognized arguments: --force" in refused("convert_checkpoint", "pmf", "a.pt", "run", "--force")
