@@ -36,9 +36,11 @@ def test_inverse_of_a_recipe(tmp_path):
 
 def test_train_step_of_a_recipe(tmp_path):
     tiny = [f"model.backbone.{option}" for option in ("width=16", "heads=2", "depth=2", "head_depth=1")]
-    command = [TOOL, "train-step", ROOT / "recipes" / "pmf_digits.yaml", "--batch", 6, "--repeats", 2, "--device", "cpu"]
-    command += ["--json", tmp_path / "step.json", "--cfg-options", *tiny, "model.backbone.auxiliary_depth=1"]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300)
+    command = [TOOL, "train-step", ROOT / "recipes" / "pmf_digits.yaml", "--batch", 6, "--repeats", 2]
+    command += ["--device", "cpu", "--json", tmp_path / "step.json"]
+    command += ["--cfg-options", *tiny, "model.backbone.auxiliary_depth=1"]
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "step.json").read_text())
     assert report["benchmark"] == "train-step"
