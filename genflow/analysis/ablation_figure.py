@@ -11,6 +11,9 @@ from genflow.engine.artifacts import load_generator, open_run
 from genflow.images import to_uint8
 from genflow.weights import write_atomically
 
+#: Ratio of the largest to the smallest figure above which the axis is logarithmic.
+_WIDE = 10
+
 
 def sample_strip(run: Path, guidance: float, classes: int) -> Tensor:
     """One image of each of the first ``classes`` classes, always from the same noise, side by side: (H, W) uint8."""
@@ -36,12 +39,16 @@ def draw_ablation(
     figure = Figure(figsize=(11, 0.62 * count + 0.9), dpi=110, layout="constrained")
     grid = figure.add_gridspec(count, 2, width_ratios=(1.5, 1.0))
     points = figure.add_subplot(grid[:, 1])
+    guided = len({result["guidance"] for result in results}) > 1
+    every = [value for result in results for value in result["figures"][figure_of_merit]]
+    if max(every) > _WIDE * min(every) > 0:
+        points.set_xscale("log")
     for index, (result, strip) in enumerate(zip(results, strips, strict=True)):
         axes = figure.add_subplot(grid[index, 0])
         axes.imshow(strip.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
-        scale = f", w = {result['guidance']:g}" if result["guidance"] else ""
+        scale = f", w = {result['guidance']:g}" if guided and result["guidance"] else ""
         name = f"{result['block']}:\n{result['label']}{scale}"
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         values = result["figures"][figure_of_merit]
