@@ -132,3 +132,18 @@ def test_slicing_and_length():
     assert (len(draws), len(part)) == (10, 3)
     assert torch.equal(part.normal("x", (4,)), draws.normal("x", (4,))[3:6])
     assert torch.equal(draws.to("cpu").uniform("x"), draws.uniform("x"))
+
+
+def test_draws_know_their_places_in_the_global_batch():
+    whole = Draws(3, torch.arange(40, 48), batch_size=8)
+    part = whole[2:5]
+    assert part.places.tolist() == [2, 3, 4] and part.batch_size == 8
+    assert part.whole().positions.tolist() == list(range(40, 48))
+    assert part.whole().uniform("use")[part.places].equal(part.uniform("use"))
+    chosen = whole[torch.tensor([6, 1])]
+    assert chosen.places.tolist() == [6, 1] and chosen.whole().positions.equal(whole.positions)
+
+
+def test_draws_without_a_global_batch_are_all_there_are():
+    draws = Draws(3, torch.tensor([7, 100, 2]))
+    assert draws.places.tolist() == [0, 1, 2] and draws.whole() is draws

@@ -11,13 +11,16 @@ from PIL import Image
 from torch import nn
 
 from genflow.backbones import GroupedMLP, GroupedTransformer
+from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.codecs.base import Codec
 from genflow.codecs.identity import Identity
 from genflow.errors import UserError
+from genflow.field_estimators import AverageVelocity, InstantaneousVelocity
 from genflow.flow_teachers import CouplingFlow, TARFlow
 from genflow.generator import FlowGenerator, Generator, OnePassGenerator, TwoPassGenerator
 from genflow.images import save_grid, save_png, to_uint8
 from genflow.sampling import accelerate, check_out, choose_labels, sample_images, write_images
+from genflow.velocity_generator import AverageVelocityGenerator, InstantaneousVelocityGenerator
 
 
 class Tinted(Generator):
@@ -246,11 +249,26 @@ def make_flow():
     return flow.requires_grad_(False)
 
 
+def make_velocity(cls, **options):
+    torch.manual_seed(0)
+    flow_matching = cls is InstantaneousVelocityGenerator
+    backbone = PixelTransformer(
+        8, 4, 16, 1, 2, channels=2, num_classes=3, head_depth=1, clock="time" if flow_matching else "duration"
+    )
+    for parameter in backbone.parameters():
+        if parameter.dim() == 1 or not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    field = InstantaneousVelocity() if flow_matching else AverageVelocity()
+    return cls(backbone.requires_grad_(False), field, Identity(8, 2), 1.0, **options)
+
+
 GENERATORS = {
     "one pass": lambda: OnePassGenerator(make_backbone(), Identity(8, 2)),
     "one pass and a score step": lambda: OnePassGenerator(make_backbone(), Identity(8, 2), 0.0, make_flow(), 0.3),
     "two passes": lambda: TwoPassGenerator(make_backbone(), Identity(8, 2)),
     "two passes per group": lambda: TwoPassGenerator(make_backbone(), Identity(8, 2), per_group=True),
+    "average velocity": lambda: make_velocity(AverageVelocityGenerator, steps=2),
+    "instantaneous velocity": lambda: make_velocity(InstantaneousVelocityGenerator, steps=2),
     "flow": lambda: FlowGenerator(make_flow(), Identity(8, 2), 0.3),
 }
 
@@ -309,11 +327,19 @@ def test_what_has_no_fast_form():
     assert str(caught.value) == "--compile: the inverse of a CouplingFlow cannot be compiled"
 
 
-@pytest.mark.parametrize("options", [{"cls": OnePassGenerator}, {"cls": TwoPassGenerator, "per_group": True}])
-def test_a_compiled_network_is_the_network_for_every_batch_size(options, monkeypatch):
+@pytest.mark.parametrize(
+    "make_one",
+    [
+        partial(make_compilable, cls=OnePassGenerator),
+        partial(make_compilable, cls=TwoPassGenerator, per_group=True),
+        partial(make_velocity, cls=AverageVelocityGenerator),
+    ],
+    ids=["one pass", "two passes per group", "average velocity"],
+)
+def test_a_compiled_network_is_the_network_for_every_batch_size(make_one, monkeypatch):
     """The graph that torch.compile takes, run without generated code, whose compilation takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    plain, compiled = (make_compilable(**options) for _ in range(2))
+    plain, compiled = (make_one() for _ in range(2))
     accelerate(compiled, compile=True)
     for labels in (torch.tensor([0, 1, 2]), torch.tensor([2])):
         one, other = (generator.sample(labels, 0, guidance=1.5, decode=False) for generator in (plain, compiled))

@@ -34,6 +34,7 @@ def draw_ablation(
         figure_of_merit: which figure is drawn; smaller is better.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     count = len(results)
     figure = Figure(figsize=(11, 0.62 * count + 0.9), dpi=110, layout="constrained")
@@ -43,6 +44,9 @@ def draw_ablation(
     every = [value for result in results for value in result["figures"][figure_of_merit]]
     if max(every) > _WIDE * min(every) > 0:
         points.set_xscale("log")
+        points.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        points.xaxis.set_major_formatter("{x:g}")
+        points.xaxis.set_minor_formatter(NullFormatter())
     for index, (result, strip) in enumerate(zip(results, strips, strict=True)):
         axes = figure.add_subplot(grid[index, 0])
         axes.imshow(strip.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")

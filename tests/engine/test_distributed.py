@@ -50,8 +50,16 @@ def train(work_dir, recipe, processes, options):
                 *(f"model.inverse.backbone.{option}" for option in ("width=16", "heads=2", "groups=2", "layers=1")),
             ],
         ),
+        (
+            "pmf_digits.yaml",
+            [
+                *(f"model.backbone.{option}" for option in ("width=16", "heads=2", "depth=2", "head_depth=1")),
+                "model.backbone.auxiliary_depth=1",
+                "model.guidance.label_drop=0.3",
+            ],
+        ),
     ],
-    ids=["flow", "biflow"],
+    ids=["flow", "biflow", "pmf"],
 )
 def test_two_processes_equal_one(tmp_path, recipe, options):
     one, states = train(tmp_path / "one" / "run", recipe, 1, options)
