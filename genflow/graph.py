@@ -131,6 +131,8 @@ class ComponentGraph:
                     raise Mismatch(
                         item.path, f"'${item.name}' is a {targets[item.name]}, expected a {item.kind}"
                     )
+                if item.family is not None:
+                    slots.check_family(self.target(item).cls, item.family, item.path)
                 if item.name in trail:
                     raise Mismatch(item.path, f"cycle: {' -> '.join((*trail, item.name))}")
                 used.add(item.name)

@@ -42,11 +42,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Reference:
-    """A ``$name`` in a slot of a kind."""
+    """A ``$name`` in a slot of a kind, or of a family within it: a contract that derives from the kind's."""
 
     path: str
     name: str
     kind: str | None
+    family: type | None = None
 
 
 @dataclass
@@ -149,8 +150,7 @@ def check(value: Any, annotation: Any, path: str) -> Any:
             raise _unexpected(value, annotation, path)
         checked = {key: check(entry, arguments[1], f"{path}.{key}") for key, entry in value.items()}
     elif hasattr(annotation, "kind"):
-        checked = _check_slot(value, annotation.kind, path)
-        _check_family(checked, annotation, path)
+        checked = _of_family(_check_slot(value, annotation.kind, path), annotation)
     elif dataclasses.is_dataclass(annotation):
         checked = check_section(value, annotation, path)
     elif annotation is not object:
@@ -243,12 +243,25 @@ def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
     return Node(path, kind_name, cls, _check_arguments(given, signature, path, cls.__name__))
 
 
-def _check_family(checked: Node | Reference, contract: type, path: str) -> None:
-    """A kind may have several families, each a subclass of the kind's contract; a slot may want one of them."""
-    is_family = hasattr(contract.__mro__[1], "kind")
-    if is_family and isinstance(checked, Node) and not issubclass(checked.cls, contract):
-        wanted = f"expected a {contract.__name__}, another sort of {contract.kind}"
-        raise Mismatch(f"{path}.type", f"found '{checked.cls.__name__}', {wanted}")
+def _of_family(checked: Node | Reference, contract: type) -> Node | Reference:
+    """See that a component is of the family that a slot wants; what a name refers to is seen later."""
+    if not hasattr(contract.__mro__[1], "kind"):
+        return checked
+    if isinstance(checked, Reference):
+        return dataclasses.replace(checked, family=contract)
+    check_family(checked.cls, contract, f"{checked.path}.type")
+    return checked
+
+
+def check_family(cls: type, family: type, path: str) -> None:
+    """Check that a component's class is of a family.
+
+    Raises:
+        Mismatch: it is another sort of the kind.
+    """
+    if not issubclass(cls, family):
+        wanted = f"expected a {family.__name__}, another sort of {family.kind}"
+        raise Mismatch(path, f"found '{cls.__name__}', {wanted}")
 
 
 def find_component(name: Any, kinds: Sequence[KindRegistry], path: str) -> type:

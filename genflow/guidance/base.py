@@ -50,13 +50,21 @@ class ReverseGuidance(Guidance):
 class GuidedTarget:
     """What guidance makes of the model's own velocities, without gradients.
 
+    Where r = t the trained pass computes the velocity with class and scale anyway; a target may leave its share to it.
+
     Args:
-        velocity: (B, C, H, W) guided velocity that training compares with.
+        velocity: (B, C, H, W) guided velocity that training compares with, but for what ``own_share`` leaves out.
         tangent: (B, C, H, W) direction in which z moves for the derivative; of no meaning where r = t.
+        own_share: (B, 1, 1, 1) factor of the trained pass's velocity at t; None for 0.
     """
 
     velocity: Tensor
     tangent: Tensor
+    own_share: Tensor | None = None
+
+    def complete(self, own: Tensor) -> Tensor:
+        """The guided velocity, given the (B, C, H, W) velocity at t of the trained pass."""
+        return self.velocity if self.own_share is None else self.velocity + self.own_share * own.detach()
 
 
 #: The model's own velocity at time t of the (N,) rows of a batch under a condition of N rows, without gradient.

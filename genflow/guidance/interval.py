@@ -63,27 +63,24 @@ class IntervalGuidance(VelocityGuidance):
     ) -> GuidedTarget:
         start, end = condition.interval.unbind(1)
         scale = torch.where((start <= times.t) & (times.t <= end), condition.guidance, 1.0)
-        count = len(scale)
         plain = torch.ones_like(scale)
         interval = torch.stack([torch.zeros_like(scale), plain], dim=1)
         labelled = Condition(labels=condition.labels, guidance=scale, interval=interval)
         null = Condition(labels=condition.labels, guidance=plain, interval=interval).unlabelled(num_classes)
-        if needed_rows_only:
-            guided = (scale > 1) & ~dropped
-            # Inside the interval the tangent is the same velocity as the target's; where r = t it does not count.
-            first, second = (~times.equal | guided).nonzero().flatten(), guided.nonzero().flatten()
-            rows = torch.cat([first, second])
-            velocities = own(rows, _joined(labelled.rows(first), null.rows(second)))
-            with_class, without = torch.zeros_like(conditional), torch.zeros_like(conditional)
-            with_class[first], without[second] = velocities.split([len(first), len(second)])
-            guiding = with_class
-        else:
-            drawn = Condition(labels=condition.labels, guidance=condition.guidance, interval=interval)
-            every = torch.arange(count, device=scale.device)
-            guiding, without = own(every.repeat(2), _joined(drawn, null)).chunk(2)
-            with_class = own(every, labelled)
         share = torch.where(dropped, 0.0, 1 - 1 / scale).view(-1, 1, 1, 1)
-        return GuidedTarget(conditional + share * (guiding - without), with_class)
+        if not needed_rows_only:
+            drawn = Condition(labels=condition.labels, guidance=condition.guidance, interval=interval)
+            every = torch.arange(len(scale), device=scale.device)
+            guiding, without = own(every.repeat(2), _joined(drawn, null)).chunk(2)
+            return GuidedTarget(conditional + share * (guiding - without), own(every, labelled))
+        # Inside the interval the tangent is the target's velocity with class; where r = t the trained pass has it.
+        first = (~times.equal).nonzero().flatten()
+        second = ((scale > 1) & ~dropped).nonzero().flatten()
+        velocities = own(torch.cat([first, second]), _joined(labelled.rows(first), null.rows(second)))
+        with_class, without = torch.zeros_like(conditional), torch.zeros_like(conditional)
+        with_class[first], without[second] = velocities.split([len(first), len(second)])
+        own_share = share * times.equal.view(-1, 1, 1, 1)
+        return GuidedTarget(conditional + share * (with_class - without), with_class, own_share)
 
 
 def _joined(one: Condition, other: Condition) -> Condition:

@@ -79,6 +79,11 @@ class MeanFlow(Method):
         super().__init__()
         if codec.latent_shape != backbone.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {backbone.image_shape}")
+        told = ("guidance", "interval") if guidance is None else guidance.tells
+        for name in ("guidance", "interval"):
+            if name in backbone.uses and name not in told:
+                guide = type(guidance).__name__
+                raise ValueError(f"the {type(backbone).__name__} is to be told {name}, which {guide} does not do")
         self.backbone = backbone
         self.field = field
         self.times = times
@@ -115,11 +120,12 @@ class MeanFlow(Method):
             guided = self._guide(z, conditional, condition, times, dropped)
         condition = condition.labelled(torch.where(dropped, self.num_classes, labels))
         fields = self.field(self.backbone, z, times, condition, guided.tangent, self.backbone.heads)
-        terms = {"velocity": self.loss(fields.compound, guided.velocity)}
-        figures = {"velocity_error": _mean_square(fields.compound, guided.velocity)}
+        target = guided.complete(fields.average if fields.auxiliary is None else fields.auxiliary)
+        terms = {"velocity": self.loss(fields.compound, target)}
+        figures = {"velocity_error": _mean_square(fields.compound, target)}
         if fields.auxiliary is not None:
-            terms["auxiliary"] = self.loss(fields.auxiliary, guided.velocity)
-            figures["auxiliary_error"] = _mean_square(fields.auxiliary, guided.velocity)
+            terms["auxiliary"] = self.loss(fields.auxiliary, target)
+            figures["auxiliary_error"] = _mean_square(fields.auxiliary, target)
         if self.perceptual is not None:
             terms |= self._compare(z - t * fields.average, clean, times.t, draws)
         means = {name: value.mean() for name, value in terms.items()}

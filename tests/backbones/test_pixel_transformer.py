@@ -250,21 +250,16 @@ def test_only_the_rows_that_move_have_a_tangent_and_only_in_the_main_head(monkey
 
 
 def loss_and_gradients(backbone, count, dtype=torch.float64):
-    """A loss of both heads and the derivative along a direction of ``count`` rows; None is the plain forward."""
-    backbone = backbone.to(dtype)
-    x, heads = make_input().to(dtype).requires_grad_(), backbone.heads
-    direction = None if count is None else make_input(count, seed=2).to(dtype)
-    if direction is None:
-        outputs, moved = backbone(x, condition_of(), heads), None
+    """A loss of all heads with its gradients by name, and the derivative along ``count`` rows; None is forward."""
+    backbone, x = backbone.to(dtype), make_input().to(dtype).requires_grad_()
+    if count is None:
+        outputs, moved = backbone(x, condition_of(), backbone.heads), None
     else:
-        outputs, moved = backbone.directional(x, condition_of(), direction, heads)
-    loss = sum((weight * output.square()).sum() for weight, output in zip((1, 2), outputs.values(), strict=False))
-    gradients = torch.autograd.grad(loss, [x, *backbone.parameters()], allow_unused=True)
-    return loss.detach(), moved, {name: g for (name, _), g in zip(_named(x, backbone), gradients, strict=True)}
-
-
-def _named(x, backbone):
-    return [("x", x), *backbone.named_parameters()]
+        direction = make_input(count, seed=2).to(dtype)
+        outputs, moved = backbone.directional(x, condition_of(), direction, backbone.heads)
+    loss = outputs["main"].square().sum() + outputs.get("auxiliary", torch.zeros(())).pow(4).sum()
+    inputs = {"x": x, **dict(backbone.named_parameters())}
+    return loss.detach(), moved, dict(zip(inputs, torch.autograd.grad(loss, [*inputs.values()]), strict=True))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -312,8 +307,9 @@ def check_compiled(count, **options):
     """The smallest network with a layer, compiled, against the same one as it is."""
     torch._dynamo.reset()
     sizes = {"width": 8, "heads": 1, "depth": 1, "auxiliary_depth": None}
+    compiled = make_backbone(**sizes, compile=True, **options)
     loss, moved, gradients = loss_and_gradients(make_backbone(**sizes), count, torch.float32)
-    again, moved_again, found = loss_and_gradients(make_backbone(**sizes, compile=True, **options), count, torch.float32)
+    again, moved_again, found = loss_and_gradients(compiled, count, torch.float32)
     assert torch.allclose(again, loss, rtol=1e-5)
     if count is not None:
         assert (moved_again - moved).abs().max() < 1e-5 * moved.abs().max()
