@@ -123,70 +123,67 @@ class Own:
         return (row + 0.1 * label + label * torch.as_tensor(scale).log()).view(-1, 1, 1, 1)
 
 
-# t, r = t, start and end of the interval, scale, dropped: and whether the row is guided, and its velocity with class
-# evaluated.
+# t, r = t, start and end of the interval, scale, dropped: and whether the row is guided.
 ROWS = [
-    (0.5, False, 0.2, 0.8, 3.0, False, True, True),
-    (0.9, False, 0.2, 0.8, 3.0, False, False, True),  # after its interval
-    (0.1, False, 0.2, 0.8, 3.0, False, False, True),  # before it
-    (0.9, True, 0.0, 1.0, 2.0, False, True, False),  # its own velocity is that of the trained pass
-    (0.5, True, 0.0, 1.0, 2.0, True, False, False),  # dropped
-    (0.5, False, 0.2, 0.8, 4.0, True, False, True),  # dropped, but it moves
-    (0.5, True, 0.0, 1.0, 1.0, False, False, False),  # of scale 1
-    (0.2, False, 0.2, 0.8, 2.0, False, True, True),  # at the start
-    (0.8, False, 0.2, 0.8, 2.0, False, True, True),  # at the end
+    (0.5, False, 0.2, 0.8, 3.0, False, True),
+    (0.9, False, 0.2, 0.8, 3.0, False, False),  # after its interval
+    (0.1, False, 0.2, 0.8, 3.0, False, False),  # before it
+    (0.9, True, 0.0, 1.0, 2.0, False, True),
+    (0.5, True, 0.0, 1.0, 2.0, True, False),  # dropped
+    (0.5, False, 0.2, 0.8, 4.0, True, False),  # dropped, but it moves
+    (0.5, True, 0.0, 1.0, 1.0, False, False),  # of scale 1
+    (0.2, False, 0.2, 0.8, 2.0, False, True),  # at the start
+    (0.8, False, 0.2, 0.8, 2.0, False, True),  # at the end
 ]
+DROPPED = [4, 5]
 
 
 def guide(needed_rows_only):
-    t, equal, start, end, scale, dropped, *_ = (list(column) for column in zip(*ROWS, strict=True))
-    count = len(ROWS)
-    labels = torch.arange(count) + 1
+    """The target, its velocity when the trained pass has added its own, the one without guidance, and the model."""
+    t, equal, start, end, scale, dropped, _ = (list(column) for column in zip(*ROWS, strict=True))
+    index, scale = torch.arange(len(ROWS)), torch.tensor(scale)
     interval = torch.stack([torch.tensor(start), torch.tensor(end)], dim=1)
-    condition = Condition(labels=labels, guidance=torch.tensor(scale), interval=interval)
-    conditional = torch.randn(count, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    condition = Condition(labels=index + 1, guidance=scale, interval=interval)
+    conditional = torch.randn(len(ROWS), 1, 2, 2, generator=torch.Generator().manual_seed(0))
     own = Own()
     target = IntervalGuidance()(
         own, conditional, condition, times_of(t, equal), torch.tensor(dropped), CLASSES, needed_rows_only
     )
-    return target, conditional, own
-
-
-def complete(target):
-    """The guided velocity, given what the trained pass computes: rows with r = t are told their label and scale."""
-    rows = torch.arange(len(ROWS))
-    scale = torch.tensor([entry[4] for entry in ROWS])
-    return target.complete(Own.at(rows, rows + 1, scale).expand(-1, 1, 2, 2))
+    # The trained pass knows the velocity at t only where r = t.
+    trained = torch.where(torch.tensor(equal).view(-1, 1, 1, 1), Own.at(index, index + 1, scale), 1e3)
+    return target, target.complete(trained.expand(-1, 1, 2, 2)), conditional, own
 
 
 @pytest.mark.parametrize("needed_rows_only", [True, False])
 def test_target_by_hand(needed_rows_only):
-    target, conditional, _ = guide(needed_rows_only)
-    for row, (_, equal, _, _, scale, _, guided, _) in enumerate(ROWS):
+    target, velocity, conditional, _ = guide(needed_rows_only)
+    for row, (_, equal, _, _, scale, dropped, guided) in enumerate(ROWS):
         label, index = torch.tensor(row + 1), torch.tensor(row)
         difference = Own.at(index, label, scale) - Own.at(index, torch.tensor(CLASSES), 1.0)
         expected = conditional[row] + (1 - 1 / scale) * guided * difference[0]
-        assert torch.allclose(complete(target)[row], expected, atol=1e-5), row
+        assert torch.allclose(velocity[row], expected, atol=1e-5), row
         if not equal:  # the others do not move
             # A dropped row keeps its label and scale for the tangent.
-            inside = guided or ROWS[row][5]
-            tangent = Own.at(index, label, scale if inside else 1.0)[0].expand(1, 2, 2)
+            tangent = Own.at(index, label, scale if guided or dropped else 1.0)[0].expand(1, 2, 2)
             assert torch.allclose(target.tangent[row], tangent, atol=1e-5), row
+    assert torch.equal(velocity[DROPPED], conditional[DROPPED])
 
 
 def test_only_needed_rows_are_evaluated():
-    target, conditional, own = guide(needed_rows_only=True)
-    with_class = [row for row, entry in enumerate(ROWS) if entry[7]]
-    without = [row for row, entry in enumerate(ROWS) if entry[6]]
-    assert own.rows == with_class + without
-    every, _, own = guide(needed_rows_only=False)
+    target, velocity, _, own = guide(needed_rows_only=True)
+    moving = [row for row, entry in enumerate(ROWS) if not entry[1]]
+    guided = [row for row, entry in enumerate(ROWS) if entry[6]]
+    assert own.rows == moving + guided  # with class, and without
+    every, whole, _, own = guide(needed_rows_only=False)
     assert sorted(own.rows) == sorted([*range(len(ROWS))] * 3)
-    assert torch.allclose(complete(target), complete(every), atol=1e-5)
-    moving = torch.tensor([not entry[1] for entry in ROWS])
+    assert torch.allclose(velocity, whole, atol=1e-6)
     assert torch.equal(target.tangent[moving], every.tangent[moving])
-    dropped = [4, 5]  # theirs is the velocity of the path to the data
-    assert torch.equal(complete(target)[dropped], conditional[dropped])
-    assert torch.equal(every.velocity[dropped], conditional[dropped])
+
+
+def test_what_the_trained_pass_adds_carries_no_gradient():
+    target, *_ = guide(needed_rows_only=True)
+    trained = torch.ones(len(ROWS), 1, 2, 2, requires_grad=True)
+    assert not target.complete(trained).requires_grad
 
 
 def test_a_fixed_point_of_the_target_has_the_guidance_that_it_is_told():
