@@ -187,7 +187,7 @@ def check_out(path: Path) -> None:
 def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int) -> None:
     """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
 
-    An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); points in the plane stay float32. A folder
+    An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); vectors stay float32. A folder
     gets the pictures of a batch as soon as the batch is there.
 
     Args:
