@@ -50,7 +50,7 @@ class PixelTransformer(Backbone):
         patch_size: side of a patch, P.
         width: W.
         depth: layers of trunk and main head together.
-        heads: attention heads; a head's width must be a multiple of 4.
+        heads: attention heads; a head's width must be a multiple of 4 (2 with rotary positions of the sequence).
         channels: of the image, C.
         num_classes: classes; 0 builds an unconditional backbone.
         head_depth: layers of the main head.

@@ -43,7 +43,13 @@ def axial_sinusoids(side: int, width: int) -> Tensor:
 
 
 def sequence_rotation(length: int, head_width: int, theta: float = 1e4) -> Tensor:
-    """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per adjacent pair of channels."""
+    """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per adjacent pair of channels.
+
+    Raises:
+        ValueError: ``head_width`` is odd.
+    """
+    if head_width % 2:
+        raise ValueError(f"rotary positions need an even head width, found {head_width}")
     frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     return torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
 

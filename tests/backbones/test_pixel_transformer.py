@@ -201,6 +201,7 @@ def test_mistakes():
         ({"image_size": 10}, "image_size 10 is not a multiple of patch_size 4"),
         ({"heads": 3}, "width 16 is not a multiple of heads 3"),
         ({"width": 12}, "divisible by 4, found 6"),
+        ({"width": 10, "rotary": "sequence"}, "need an even head width, found 5"),
         ({"head_depth": 4}, "head_depth 4 is more than depth 3"),
     ],
 )
