@@ -26,6 +26,9 @@ class VelocityGenerator(Generator):
         default_interval: the guidance interval used when none is asked for.
         steps: equal steps from t = 1 to 0.
         guided: whether samples can be guided at all.
+
+    Raises:
+        ValueError: network and codec do not fit, or a default scale that has no meaning.
     """
 
     lowest_guidance = 1.0
@@ -41,6 +44,8 @@ class VelocityGenerator(Generator):
         steps: int = 1,
         guided: bool = True,
     ):
+        if codec.latent_shape != network.image_shape:
+            raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")
         super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
         if default_guidance < 1:
             raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")

@@ -68,7 +68,7 @@ def toy_distances(out: Path, count: int = 2000) -> dict[str, dict[int, float]]:
     It is the energy distance of the samples, projected into the plane, and as many points of the data set; to it comes
     the mean distance of the samples from the plane, which the data never leave.
     """
-    data = _points(2, count)
+    data = _points(count)
     return {
         name: {
             dimensions: _energy_distance(plane, data) + off
@@ -83,7 +83,7 @@ def draw_toy(out: Path, path: Path, distances: dict[str, dict[int, float]], coun
     """Write a PNG of 2 x 4 panels: samples in the plane over the data, x-prediction above u-prediction."""
     from matplotlib.figure import Figure
 
-    data = _points(2, count)
+    data = _points(count)
     figure = Figure(figsize=(11, 5.8), dpi=110, layout="constrained")
     panels = figure.subplots(len(PREDICTIONS), len(DIMENSIONS))
     for line, name in zip(panels, PREDICTIONS, strict=True):
@@ -97,16 +97,14 @@ def draw_toy(out: Path, path: Path, distances: dict[str, dict[int, float]], coun
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def _points(dimensions: int, count: int) -> Tensor:
-    return Toy2D("swiss_roll", dimensions=dimensions).batch(torch.arange(count), None)["images"].flatten(1)
+def _points(count: int) -> Tensor:
+    return Toy2D("swiss_roll").batch(torch.arange(count), None)["images"].flatten(1)
 
 
 def _samples(run: Path, dimensions: int, count: int) -> tuple[Tensor, float]:
     """One-pass samples in the plane (N, 2), and their mean distance from it."""
     generator = load_generator(open_run(run), run)
     samples = generator.sample(torch.zeros(count, dtype=torch.int64), seed=1, decode=False).flatten(1)
-    if dimensions == 2:
-        return samples, 0.0
     basis = projection(dimensions)
     plane = samples @ basis
     return plane, (samples - plane @ basis.T).norm(dim=1).mean().item()

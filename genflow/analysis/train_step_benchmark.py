@@ -23,6 +23,7 @@ from genflow.analysis.benchmark import (
 from genflow.analysis.flops import count_macs
 from genflow.condition import Condition
 from genflow.draws import Draws
+from genflow.engine.train import build_optimizer
 from genflow.errors import UserError
 from genflow.graph import ComponentGraph
 from genflow.methods.mean_flow import MeanFlow
@@ -182,7 +183,7 @@ def _build(recipe: str, overrides: Sequence[str], device: torch.device) -> tuple
             for parameter in method.backbone.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     method = method.to(device)
-    return method, graph.section("optim_wrapper").optimizer(list(method.trained_parameters().values()))
+    return method, build_optimizer(graph.section("optim_wrapper").optimizer, method)
 
 
 def _batch(method: MeanFlow, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Draws]:

@@ -56,9 +56,8 @@ def write_artifact(run_dir: Path, graph: ComponentGraph, method: Method, average
 
     Those that only training needs are left out.
     """
-    with torch.device("meta"):
-        kept = graph.build(for_training=False).artifact_module.state_dict()
     state = method.artifact_module.state_dict()
+    kept = graph.build_artifact().state_dict()
     write_weights(weights_file(run_dir, average), {name: state[name] for name in kept})
 
 

@@ -82,7 +82,7 @@ class AverageVelocity(VelocityEstimator):
             if self.preconditioner != "none":
                 skip, out = _coefficients(self.preconditioner, t.view(-1, 1, 1, 1))
                 output = skip * z + out * output
-            return (z - output) / self.floored(t)
+            return self.conditional(z, output, t)
 
     def forward(
         self,

@@ -43,11 +43,7 @@ class VelocityEstimator(FieldEstimator):
 
     def conditional(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at (B, C, H, W) ``z`` of the path to ``x``: (z - x) / t, t no smaller than the floor."""
-        return (z - x) / self.floored(t)
-
-    def floored(self, t: Tensor) -> Tensor:
-        """(B,) times to (B, 1, 1, 1) divisors."""
-        return t.clamp(min=self.time_floor).view(-1, 1, 1, 1)
+        return (z - x) / t.clamp(min=self.time_floor).view(-1, 1, 1, 1)
 
     def velocity(
         self,

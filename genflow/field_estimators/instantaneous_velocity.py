@@ -46,7 +46,7 @@ class InstantaneousVelocity(VelocityEstimator):
         with full_precision(z.device):
             if self.prediction == "v":
                 return {name: output.to(z.dtype) for name, output in outputs.items()}
-            return {name: (z - output.to(z.dtype)) / self.floored(t) for name, output in outputs.items()}
+            return {name: self.conditional(z, output.to(z.dtype), t) for name, output in outputs.items()}
 
     def forward(
         self,

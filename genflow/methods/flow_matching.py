@@ -54,8 +54,6 @@ class FlowMatching(Method):
         default_interval: tuple[Share, Share] = (0.0, 1.0),
     ):
         super().__init__()
-        if codec.latent_shape != backbone.image_shape:
-            raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {backbone.image_shape}")
         self.backbone = backbone
         self.field = field
         self.times = times

@@ -77,8 +77,6 @@ class MeanFlow(Method):
         savings: SavingsSection = SavingsSection(),
     ):
         super().__init__()
-        if codec.latent_shape != backbone.image_shape:
-            raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {backbone.image_shape}")
         told = ("guidance", "interval") if guidance is None else guidance.tells
         for name in ("guidance", "interval"):
             if name in backbone.uses and name not in told:
@@ -103,8 +101,6 @@ class MeanFlow(Method):
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
-        # Laws that count rows are those of the global batch.
-        whole = draws.whole()
         times = self.times(draws)
         noise = self.noise_scale * draws.normal("noise", clean.shape[1:])
         t = times.t.view(-1, 1, 1, 1)
@@ -115,6 +111,7 @@ class MeanFlow(Method):
             condition = self.generator.told(labels)
             guided = GuidedTarget(conditional, conditional)
         else:
+            whole = draws.whole()  # laws that count rows are those of the global batch
             dropped = self.guidance.dropped(whole, self.times(whole).equal)[draws.places]
             condition = self.guidance.condition(draws, labels, times)
             guided = self._guide(z, conditional, condition, times, dropped)
@@ -145,9 +142,8 @@ class MeanFlow(Method):
             if not len(rows):
                 return z[rows]
             t = times.t[rows]
-            if self.savings.heads:
-                return self.field.velocity(self.backbone, z[rows], t, t, told, (self.own_head,))[self.own_head]
-            return self.field.velocity(self.backbone, z[rows], t, t, told, self.backbone.heads)[self.own_head]
+            heads = (self.own_head,) if self.savings.heads else self.backbone.heads
+            return self.field.velocity(self.backbone, z[rows], t, t, told, heads)[self.own_head]
 
         guided = self.guidance(
             own, conditional, condition, times, dropped, self.num_classes, needed_rows_only=self.savings.guidance
