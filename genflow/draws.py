@@ -92,6 +92,10 @@ class Draws:
         both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
         return both[:, :count].reshape(-1, *shape)
 
+    def integers(self, stream: str, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """(B, *shape) int64 uniform numbers in [0, high), high at most 2^23."""
+        return (self.uniform(stream, shape) * high).long()
+
     def to(self, device: torch.device | str) -> "Draws":
         """The same draws, computed on ``device``."""
         return replace(self, positions=self.positions.to(device))

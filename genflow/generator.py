@@ -32,6 +32,8 @@ class Generator(nn.Module):
     lowest_guidance: float = float("-inf")
     #: Parts of the network that may each have a guidance scale of their own.
     guided_groups: int = 1
+    #: Codebooks, and entries of each, from which every sample draws a style; see ``Backbone.style_codes``.
+    style_codes: tuple[int, int] = (0, 0)
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Generate images number ``first_index`` ... of seed ``seed``.
 
-        Image i of a seed has the noise of (seed, i), whatever the batch.
+        Image i of a seed has the noise and style of (seed, i), whatever the batch.
 
         Args:
             labels: (B,) class labels; ``num_classes`` for "no class".
@@ -112,8 +114,13 @@ class Generator(nn.Module):
                 not finite.
         """
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
-        noise = Draws(seed, positions).normal("sampling noise", self.noise_shape)
-        samples = self(noise, self.condition(labels, guidance))
+        draws = Draws(seed, positions)
+        noise = draws.normal("sampling noise", self.noise_shape)
+        condition = self.condition(labels, guidance)
+        codebooks, entries = self.style_codes
+        if codebooks:
+            condition = replace(condition, style=draws.integers("sampling style", entries, (codebooks,)))
+        samples = self(noise, condition)
         if not samples.isfinite().all():  # clipping would hide infinite ones
             last = first_index + len(labels) - 1
             raise UserError(f"the generator returned samples that are not finite among images {first_index} to {last}")
@@ -144,6 +151,7 @@ class OnePassGenerator(Generator):
         self.denoiser = denoiser
         self.noise_std = noise_std
         self.nfe = type(self).nfe + (0 if denoiser is None else 1)
+        self.style_codes = network.style_codes
         if isinstance(network, GroupedBackbone):
             self.guided_groups = network.groups
 

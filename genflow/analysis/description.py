@@ -8,8 +8,9 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from genflow.analysis.flops import GeneratorCost, count_generator, count_macs
+from genflow.analysis.flops import GeneratorCost, count_encoder, count_generator, count_macs
 from genflow.errors import UserError
+from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
 from genflow.graph import ComponentGraph
 from genflow.recipe import load_recipe
@@ -44,15 +45,18 @@ def build_on_meta(
 
 
 def count_recipe(graph: ComponentGraph) -> GeneratorCost:
-    """Parameters and multiply-adds of the recipe's generator and decoder.
+    """Parameters and multiply-adds of the recipe's generator and decoder, or of the feature encoder that it trains.
 
     Raises:
-        UserError: the recipe trains no generator.
+        UserError: the recipe trains something else.
     """
-    generator = build_on_meta(graph, for_training=False).generator
-    if generator is None:
-        raise UserError(f"{graph.source}: model: {graph.model.cls.__name__} trains no generator to count")
-    return count_generator(generator)
+    method = build_on_meta(graph, for_training=False)
+    if method.generator is not None:
+        return count_generator(method.generator)
+    if isinstance(method.artifact_module, FeatureEncoder):
+        return count_encoder(method.artifact_module, method.image_shape)
+    name = graph.model.cls.__name__
+    raise UserError(f"{graph.source}: model: {name} trains neither a generator nor an encoder to count")
 
 
 def summarize(cost: GeneratorCost) -> str:
@@ -132,7 +136,7 @@ def mermaid(graph: ComponentGraph) -> str:
 
 
 def analyze_recipe(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Count a recipe's generator and compare with what its paper published.
+    """Count a recipe's generator or encoder and compare with what its paper published.
 
     Returns:
         ``recipe``, the fields of :class:`~genflow.analysis.flops.GeneratorCost`, ``published`` as in the

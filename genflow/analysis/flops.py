@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of generators, counted operator by operator on a trace (fvcore).
+"""Multiply-adds and parameters of generators and encoders, counted operator by operator on a trace (fvcore).
 
 One multiply-add counts as one, the convention of the papers' "FLOPs". An operator that nobody has said how
 to count is an error, so a total never leaves out work silently.
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from genflow.condition import Condition
 from genflow.errors import UserError
+from genflow.feature_encoders.base import FeatureEncoder
 from genflow.generator import Generator
 
 #: An fvcore handle: lists of the operator's inputs and outputs (``torch._C.Value``) to multiply-adds.
@@ -76,8 +77,8 @@ class GeneratorCost:
     """What one image costs; multiply-adds are for batch 1.
 
     Args:
-        generator_params: parameters of the generator's network.
-        generator_macs: multiply-adds of ``Generator.counted``, without decoding.
+        generator_params: parameters of the generator's network, or of a feature encoder in its place.
+        generator_macs: multiply-adds of ``Generator.counted``, without decoding, or of the encoder's features.
         decoder_params: parameters of the modules that decode; 0 in pixel space.
         decoder_macs: multiply-adds of ``Codec.decode``.
         nfe: sequential evaluations of the network.
@@ -154,7 +155,9 @@ def count_generator(generator: Generator) -> GeneratorCost:
 
     def generate(noise: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
         # Tracing takes tensors only, so the Condition is put together inside.
-        return generator.counted(noise, Condition(labels=labels, guidance=guidance))
+        codebooks = generator.style_codes[0]
+        style = torch.zeros(1, codebooks, dtype=torch.int64, device=device) if codebooks else None
+        return generator.counted(noise, Condition(labels=labels, guidance=guidance, style=style))
 
     device = _device(generator.network)
     noise = torch.zeros(1, *generator.noise_shape, device=device)
@@ -174,6 +177,17 @@ def count_generator(generator: Generator) -> GeneratorCost:
         nfe=generator.nfe,
         by_component=network.by_module | ({"codec": decoder.total} if decoder.total else {}) | decoder_parts,
     )
+
+
+def count_encoder(encoder: FeatureEncoder, image_shape: tuple[int, int, int]) -> GeneratorCost:
+    """Count the features of one image, or sample, of shape (C, H, W).
+
+    Raises:
+        UncountedOperatorError: as in :func:`count_macs`.
+    """
+    image = torch.zeros(1, *image_shape, device=_device(encoder))
+    features = count_macs(encoder, (image,), lambda x: tuple(encoder(x).values()))
+    return GeneratorCost(_parameters(encoder), features.total, 0, 0, nfe=1, by_component=features.by_module)
 
 
 class _Traced(nn.Module):

@@ -17,12 +17,14 @@ class Backbone(nn.Module):
     """A network from an image-shaped tensor and a Condition to image-shaped tensors.
 
     A subclass sets ``image_shape`` (C, H, W), ``num_classes``, ``uses``, the Condition fields it needs, and
-    ``heads``, the outputs it has; generators use ``main``.
+    ``heads``, the outputs it has; generators use ``main``. One that uses ``style`` also sets ``style_codes``, the
+    number of codebooks and of entries in each: a sample has one random entry of every codebook.
     """
 
     kind = "backbone"
     uses: tuple[str, ...] = ()
     heads: tuple[str, ...] = ("main",)
+    style_codes: tuple[int, int] = (0, 0)
     image_shape: tuple[int, int, int]
     num_classes: int
 

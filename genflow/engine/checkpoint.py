@@ -1,6 +1,7 @@
 """Training checkpoints: everything an update depends on.
 
-Data order and all draws are functions of seed and update, so there is no generator or loader state to save.
+Data order and all draws are functions of seed and update, so there is no generator or loader state to save. What a
+method keeps in every process besides (a queue of samples) is written to a file of each process beside the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from genflow.engine.averages import WeightAverage
+from genflow.engine.distributed import barrier, is_main, rank_and_size
 from genflow.engine.schedule import WarmupLR
 from genflow.errors import UserError
 from genflow.methods.base import Method
-from genflow.weights import check_state, read_checkpoint, write_checkpoint
+from genflow.weights import check_state, read_checkpoint, read_state, write_checkpoint
 
 _FORMAT = 1
 
@@ -30,12 +32,28 @@ def set_aside_later(work_dir: Path, step: int) -> None:
         path.unlink()
     for path in find_checkpoints(work_dir):
         if int(path.stem.removeprefix("step_")) > step:
-            path.rename(path.with_name(f"abandoned_{path.name}"))
+            for file in (*_process_files(path), path):
+                file.rename(file.with_name(f"abandoned_{file.name}"))
 
 
 def find_checkpoints(work_dir: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     return sorted((work_dir / "checkpoints").glob("step_*.pt"))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint with the files of the processes."""
+    for file in (path, *_process_files(path)):
+        file.unlink()
+
+
+def _process_files(checkpoint: Path) -> list[Path]:
+    return sorted(checkpoint.parent.glob(f"{checkpoint.stem}.process_*"))
+
+
+def _process_file(checkpoint: Path) -> Path:
+    rank, size = rank_and_size()
+    return checkpoint.with_name(f"{checkpoint.stem}.process_{rank}_of_{size}")
 
 
 @dataclass
@@ -59,8 +77,14 @@ class TrainingState:
     step: int = 0
 
     def save(self, work_dir: Path) -> Path:
-        """Write the checkpoint of the present step."""
+        """Write the checkpoint of the present step; every process calls it."""
         path = checkpoint_path(work_dir, self.step)
+        kept = self.method.process_state()
+        if kept is not None:
+            write_checkpoint(_process_file(path), kept)
+            barrier()  # a checkpoint is complete when its own file is there
+        if not is_main():
+            return path
         state = {
             "format": _FORMAT,
             "step": self.step,
@@ -89,7 +113,15 @@ class TrainingState:
             self._restore(state)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: does not continue this recipe: {error}") from error
+        if self.method.process_state() is not None:
+            self._restore_process(_process_file(path))
         self.step = state["step"]
+
+    def _restore_process(self, path: Path) -> None:
+        try:
+            self.method.load_process_state(read_state(path))
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: does not continue this recipe: {error}") from error
 
     def _restore_optimizer(self, saved: dict[str, Any], schedulers: list[dict[str, Any]]) -> None:
         """Take over moments and counters; rates, decays and schedules are those of the present recipe."""

@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook, LoggerHook
 
 from genflow.engine.averages import swapped
-from genflow.engine.checkpoint import find_checkpoints
+from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
 from genflow.engine.distributed import is_main
 from genflow.errors import UserError
 from genflow.images import save_grid
@@ -77,10 +77,12 @@ class CheckpointHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step = batch_idx + 1
-        if is_main() and (step % self.section.interval == 0 or step == runner.max_iters):
-            runner.save_training_state(step)
+        if step % self.section.interval and step != runner.max_iters:
+            return
+        runner.save_training_state(step)
+        if is_main():
             for old in find_checkpoints(Path(runner.work_dir))[: -self.section.max_keep_ckpts]:
-                old.unlink()
+                remove_checkpoint(old)
 
 
 class SampleGridHook(Hook):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from genflow.engine.distributed import mean_over_processes, rank_and_size
+from genflow.methods.base import Method
 
 
 class TrainingDiverged(RuntimeError):
@@ -117,18 +118,23 @@ class UpdateLoop(BaseLoop):
             TrainingDiverged: before the optimizer step, naming what is not finite.
         """
         model, optimizer = self.runner.model, self.runner.optim_wrapper
+        method = model.module if is_model_wrapper(model) else model
         device = next(model.parameters()).device
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = {name: value.to(device) for name, value in method.prepare(batch).items()}
         count = len(batch["labels"])
         edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
+        parts = [
+            {name: value[start:end] for name, value in batch.items()}
+            for start, end in itertools.pairwise(edges)
+            if start != end
+        ]
+        with optimizer.autocast(device):
+            method.survey(parts)
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for start, end in itertools.pairwise(edges):
-            if start == end:
-                continue
-            part = {name: value[start:end] for name, value in batch.items()}
-            share = (end - start) / count
-            last = end == count
+        for part in parts:
+            share = len(part["labels"]) / count
+            last = part is parts[-1]
             synchronise = contextlib.nullcontext() if last or not is_model_wrapper(model) else model.no_sync()
             with synchronise:
                 with optimizer.autocast(device):
@@ -139,18 +145,21 @@ class UpdateLoop(BaseLoop):
         norm = optimizer.gradient_norm()
         means = mean_over_processes(torch.stack([*sums.values()]))
         values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
-        self._check_finite(values)
+        self._check_finite(values, method)
         optimizer.clip(norm)
         optimizer.step()
-        (model.module if is_model_wrapper(model) else model).after_update()
+        method.after_update()
         return values
 
-    def _check_finite(self, values: dict[str, float]) -> None:
+    def _check_finite(self, values: dict[str, float], method: Method) -> None:
         bad = {name: value for name, value in values.items() if not np.isfinite(value)}
         if not bad:
             return
         terms = [name for name in bad if name not in ("loss", "grad_norm")] or list(bad)
         message = f"update {self.iter + 1}: not finite: {', '.join(f'{name} = {bad[name]}' for name in terms)}"
+        diagnosis = method.diagnose()
+        if diagnosis:
+            message += f"; {diagnosis}"
         for name, parameter in self.runner.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 message += f"; first such gradient: {name}"

@@ -95,7 +95,7 @@ class Runner(MMEngineRunner):
             self.logger.info(f"resumed after {self.state.step} updates")
 
     def save_training_state(self, step: int) -> Path:
-        """Write the checkpoint after ``step`` updates; call it on the main process."""
+        """Write the checkpoint after ``step`` updates; every process calls it."""
         self.state.step = step
         return self.state.save(Path(self.work_dir))
 

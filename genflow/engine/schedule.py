@@ -10,17 +10,18 @@ from genflow.registry import PARAM_SCHEDULERS
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupLR(_ParamScheduler):
-    """Linear warm-up from ``minimum``, then half a cosine back to it, or constant (TARFlow, spec 1.9).
+    """Linear warm-up, then half a cosine down to ``minimum``, or constant (TARFlow, spec 1.9; Drifting, spec 7.4).
 
-    Update number k = 0, 1, ... uses minimum + (rate - minimum) * k / warmup while k < warmup, and the
+    Update number k = 0, 1, ... uses start + (rate - start) * k / warmup while k < warmup, and the
     cosine reaches ``minimum`` after ``total_iters`` updates.
 
     Args:
         optimizer: whose groups' rates are the highest rates.
         warmup_iters: updates of the warm-up.
         decay: ``cosine`` or ``constant`` after it.
-        minimum: lowest rate.
+        minimum: rate at the end of a cosine.
         total_iters: updates of the whole schedule; the engine fills in ``train_cfg.max_iters``.
+        start: rate at the beginning of the warm-up; None for ``minimum``.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class WarmupLR(_ParamScheduler):
         decay: Literal["cosine", "constant"] = "cosine",
         minimum: float = 1e-6,
         total_iters: int | None = None,
+        start: float | None = None,
     ):
         if decay == "cosine" and total_iters is None:
             raise ValueError("a cosine needs total_iters")
@@ -37,16 +39,8 @@ class WarmupLR(_ParamScheduler):
         self.decay = decay
         self.minimum = minimum
         self.total_iters = total_iters
+        self.start = minimum if start is None else start
         super().__init__(optimizer, "lr", by_epoch=False)
-
-    def factor(self, step: int) -> float:
-        """Share of the way from the minimum to the highest rate after ``step`` updates, in [0, 1]."""
-        if step < self.warmup_iters:
-            return step / self.warmup_iters
-        if self.decay == "constant":
-            return 1.0
-        progress = (step - self.warmup_iters) / max(1, self.total_iters - self.warmup_iters)
-        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
     def apply(self) -> None:
         """Set the rates that the present step and the present arguments call for."""
@@ -55,5 +49,11 @@ class WarmupLR(_ParamScheduler):
         self._last_value = [group["lr"] for group in self.optimizer.param_groups]
 
     def _get_value(self) -> list[float]:
-        share = self.factor(self.last_step)
-        return [self.minimum + (rate - self.minimum) * share for rate in self.base_values]
+        """The rates after ``last_step`` updates."""
+        step, lowest, share = self.last_step, self.minimum, 1.0
+        if step < self.warmup_iters:
+            lowest, share = self.start, step / self.warmup_iters
+        elif self.decay == "cosine":
+            progress = (step - self.warmup_iters) / max(1, self.total_iters - self.warmup_iters)
+            share = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+        return [lowest + (rate - lowest) * share for rate in self.base_values]

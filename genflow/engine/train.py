@@ -1,5 +1,6 @@
 """Train a recipe: prerequisites first, then a run folder that holds the artifact."""
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from genflow.analysis.flops import GeneratorCost
 from genflow.codecs.base import Codec
@@ -79,7 +81,7 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
             raise UserError(f"{source}: {name}: missing, training needs it")
     data = graph.section("train_dataloader")
     # All that can be wrong is told before a prerequisite trains for hours.
-    cost = _check_model(graph, data.dataset)
+    cost = _check_model(graph, data.dataset, data.batch_size)
     checkpoint = _find_resume(work_dir, options.resume)
     runs = _train_prerequisites(recipe, graph, source, work_dir, options)
 
@@ -100,7 +102,7 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
     return _run(graph, method, data, work_dir, checkpoint, recipe, options, cost, runs)
 
 
-def _check_model(graph: ComponentGraph, dataset: Any) -> GeneratorCost | None:
+def _check_model(graph: ComponentGraph, dataset: Any, batch_size: int) -> GeneratorCost | None:
     """Build the model on the meta device, see that it fits the data, and count its generator, if it trains one.
 
     Raises:
@@ -109,6 +111,11 @@ def _check_model(graph: ComponentGraph, dataset: Any) -> GeneratorCost | None:
     from genflow.analysis.description import build_on_meta, count_recipe
 
     method: Method = build_on_meta(graph)
+    size = rank_and_size()[1]
+    try:
+        method.check_batch(batch_size, size)
+    except UserError as error:
+        raise UserError(f"{graph.source}: {error}") from None
     if dataset.image_shape != method.image_shape:
         raise UserError(
             f"{graph.source}: train_dataloader.dataset: its images are {dataset.image_shape}, "
@@ -238,15 +245,18 @@ def _run(
         limit = settings.train_cfg.max_iters
         raise UserError(f"{checkpoint}: has done {start} updates, train_cfg.max_iters is {limit}")
     rank, size = rank_and_size()
-    loader = build_loader(
-        data.dataset,
-        data.batch_size,
-        settings.seed,
-        start,
-        rank=rank,
-        world_size=size,
-        num_workers=data.num_workers,
-    )
+
+    def loader_from(step: int) -> Any:
+        workers = data.num_workers
+        return build_loader(
+            data.dataset, data.batch_size, settings.seed, step, rank=rank, world_size=size, num_workers=workers
+        )
+
+    replayed = min(start, method.replay)
+    batches = itertools.islice(loader_from(start - replayed), replayed)
+    for batch in track(batches, "reading past samples", total=replayed, disable=not (replayed and is_main())):
+        method.observe(batch)
+    loader = loader_from(start)
     if is_main():
         artifacts.write_recipe(work_dir, recipe)
         for name, run_dir in runs.items():
@@ -271,7 +281,7 @@ def _run(
     try:
         runner.train()
     except TrainingDiverged as error:
-        kept = runner.save_training_state(runner.iter) if is_main() else None
+        kept = runner.save_training_state(runner.iter)
         barrier()  # the first process to leave ends the others, which must not meet the writer
         raise TrainingDiverged(f"{error}; the state before it: {kept}") from None
     seconds = time.perf_counter() - began

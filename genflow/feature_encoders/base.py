@@ -1,5 +1,7 @@
 """The contract of feature encoders."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from genflow.errors import UserError
@@ -12,6 +14,8 @@ class FeatureEncoder(nn.Module):
     """
 
     kind = "feature encoder"
+    #: What it takes: images in [-1, 1], or samples in the space that the generator works in.
+    space: Literal["images", "samples"] = "images"
     feature_names: tuple[str, ...]
     #: Classes that :meth:`classify` tells apart; 0 if it does not classify.
     num_classes: int = 0
@@ -19,11 +23,11 @@ class FeatureEncoder(nn.Module):
     has_weights: bool = True
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map (B, C, H, W) images in [-1, 1] to ``{name: (B, tokens, channels)}``."""
+        """Map (B, C, H, W) images in [-1, 1], or samples, to ``{name: (B, tokens, channels)}``."""
         raise NotImplementedError
 
     def classify(self, images: Tensor) -> Tensor:
-        """Map (B, C, H, W) images in [-1, 1] to (B, num_classes) logits, where the encoder is a classifier."""
+        """Map (B, C, H, W) images in [-1, 1], or samples, to (B, num_classes) logits, where the encoder classifies."""
         raise NotImplementedError
 
     def require_weights(self, images: Tensor) -> None:
@@ -34,3 +38,29 @@ class FeatureEncoder(nn.Module):
         """
         if not self.has_weights and not images.is_meta:
             raise UserError(f"{type(self).__name__} has no weights: set weights: to a local file")
+
+
+class MaskedEncoder(FeatureEncoder):
+    """An encoder that learns by filling in patches of samples that are hidden from it.
+
+    A subclass sets ``image_shape`` (C, H, W), the shape of one sample, and ``patch_shape`` (C', H', W'), that of its
+    patches.
+    """
+
+    image_shape: tuple[int, int, int]
+    patch_shape: tuple[int, int, int]
+
+    def patches(self, samples: Tensor) -> Tensor:
+        """Cut (B, *image_shape) samples into (B, *patch_shape), a patch being one position."""
+        raise NotImplementedError
+
+    def reconstruct(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Fill in patches.
+
+        Args:
+            patches: (B, *patch_shape), zero where they are hidden.
+
+        Returns:
+            (B, *patch_shape) reconstruction, and (B, num_classes) logits; None where the encoder does not classify.
+        """
+        raise NotImplementedError

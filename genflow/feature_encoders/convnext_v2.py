@@ -9,14 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from genflow.feature_encoders.base import FeatureEncoder
+from genflow.feature_encoders.imagenet import normalize, resize
+from genflow.feature_encoders.pooling import pooled_features
+from genflow.layers.precision import full_precision
 from genflow.registry import FEATURE_ENCODERS
 from genflow.slots import Positive
 from genflow.weights import load_weights, read_state
 
 Stages = tuple[Positive, Positive, Positive, Positive]
 
-# From the names of the authors' checkpoints to timm's.
+# From the names of the authors' checkpoints, and of transformers', to timm's.
 _RENAMED = (
+    (r"^convnextv2\.", ""),
+    (r"^embeddings\.patch_embeddings\.", "stem.0."),
+    (r"^embeddings\.layernorm\.", "stem.1."),
+    (r"^encoder\.stages\.(\d)\.downsampling_layer\.", r"stages.\1.downsample."),
+    (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.grn\.", r"stages.\1.blocks.\2.mlp.grn."),
+    (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.layernorm\.", r"stages.\1.blocks.\2.norm."),
+    (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"^layernorm\.", "head.norm."),
     (r"^downsample_layers\.0\.", "stem."),
     (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
     (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
@@ -28,25 +39,40 @@ _RENAMED = (
 )
 
 
+_POOLED = ("pooled",)
+_STAGES = (
+    *("convenxt_stage_0_mean", "convenxt_stage_0_std"),
+    *(f"convenxt_stage_{index}{part}" for index in (1, 2, 3) for part in ("", "_mean", "_std")),
+    *("global_mean", "global_std"),
+)
+
+
 @FEATURE_ENCODERS.register_module()
 class ConvNeXtV2(FeatureEncoder):
-    """The normalised average of the last stage, one token, without the classifier (pMF, spec 7).
+    """Pooled features of the last stage, or the features of all stages, without the classifier.
 
-    Images have at least 32 pixels a side and are taken as they are, in [-1, 1]; grey ones are repeated to three
-    channels.
+    Images have at least 32 pixels a side; grey ones are repeated to three channels.
+
+    ``features: pooled`` (pMF, spec 7): ``pooled``, (B, 1, widths[3]), the normalised average of the last stage; images
+    are taken as they are, in [-1, 1].
+
+    ``features: stages`` (Drifting, spec 6): images are normalised as ImageNet's and resized to 224 pixels a side. Each
+    stage's output, less its mean over channels and divided by its standard deviation + 1e-3 at every position, gives
+    ``convenxt_stage_1`` to ``_3``, (B, positions, channels), and ``convenxt_stage_0_mean``, ``_std`` to ``_3``,
+    (B, 1, channels), over positions; ``global_mean`` is ``pooled``, ``global_std`` the last of the deviations. All in
+    float32, also under autocast; the names are spelt as in the published code.
 
     Args:
         variant: one of the published sizes.
-        weights: local file (``.pt`` or ``.safetensors``) with the names of timm or of the authors; pMF takes the
-            base model tuned on ImageNet-22k at 224. A classifier in it is left aside. None for the architecture
-            without weights, which does not encode.
+        weights: local file (``.pt`` or ``.safetensors``) with the names of timm, of the authors or of transformers; pMF
+            and Drifting take the base model tuned on ImageNet-22k at 224. A classifier in it is left aside. None for
+            the architecture without weights, which does not encode.
         depths, widths: blocks and channels of the four stages; None for those of ``variant``.
+        features: see above.
 
     Raises:
         UserError: ``weights`` is not such a file.
     """
-
-    feature_names = ("pooled",)
 
     def __init__(
         self,
@@ -54,6 +80,7 @@ class ConvNeXtV2(FeatureEncoder):
         weights: str | None = None,
         depths: Stages | None = None,
         widths: Stages | None = None,
+        features: Literal["pooled", "stages"] = "pooled",
     ):
         super().__init__()
         from timm import create_model
@@ -66,18 +93,34 @@ class ConvNeXtV2(FeatureEncoder):
                 for block in stage.blocks:
                     block.mlp.grn = GlobalResponseNorm(len(block.mlp.grn.weight))
         self.network = network.to_empty(device=device)
+        self.feature_names = _POOLED if features == "pooled" else _STAGES
         self.has_weights = weights is not None
         if weights is not None and device.type != "meta":
             load_weights(self.network, _in_timm_names(read_state(Path(weights))), Path(weights))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 1 or 3, H, W) images in [-1, 1] to ``{"pooled": (B, 1, widths[3])}``.
+        """(B, 1 or 3, H, W) images in [-1, 1] to features, see above.
 
         Raises:
             UserError: the encoder has no weights.
         """
         self.require_weights(images)
-        return {"pooled": self.network(images.expand(-1, 3, -1, -1)).unsqueeze(1)}
+        images = images.expand(-1, 3, -1, -1)
+        if self.feature_names == _POOLED:
+            return {"pooled": self.network(images).unsqueeze(1)}
+        with full_precision(images.device):
+            return self._stage_features(images.float())
+
+    def _stage_features(self, images: Tensor) -> dict[str, Tensor]:
+        maps, features = self.network.stem(resize(normalize(images), 224)), {}
+        for index, stage in enumerate(self.network.stages):
+            maps = stage(maps)
+            std, mean = torch.std_mean(maps, dim=1, correction=0, keepdim=True)
+            unit = (maps - mean) / (std + 1e-3)
+            features |= pooled_features(f"convenxt_stage_{index}", unit, windows=(), positions=index > 0)
+        features["global_mean"] = self.network.head(maps).unsqueeze(1)
+        features["global_std"] = features["convenxt_stage_3_std"]
+        return features
 
 
 class GlobalResponseNorm(nn.Module):
@@ -101,7 +144,7 @@ def _in_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state under timm's names, without the classifier, 1x1 convolutions as linear maps."""
     renamed = {}
     for name, value in state.items():
-        if name.startswith("head.") and not name.startswith("head.norm."):
+        if name.startswith(("head.", "classifier.")) and not name.startswith("head.norm."):
             continue
         for pattern, replacement in _RENAMED:
             name = re.sub(pattern, replacement, name)  # noqa: PLW2901

@@ -1,2 +1,4 @@
 from genflow.field_estimators.average_velocity import AverageVelocity
+from genflow.field_estimators.drifting_field import DriftingField
 from genflow.field_estimators.instantaneous_velocity import InstantaneousVelocity
+from genflow.field_estimators.sinkhorn_field import SinkhornField

@@ -1,6 +1,6 @@
 """The contracts of field estimators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -76,4 +76,75 @@ class VelocityEstimator(FieldEstimator):
             tangent: (B, C, H, W) dz/dt, along which ``z`` moves; no gradient.
             heads: ``main``, and ``auxiliary`` where its velocity is wanted.
         """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """One feature of all samples: L labels, T positions, C channels; every (label, position) is a group of its own.
+
+    Args:
+        generated: (L, G, T, C), what is moved; the only one with a gradient.
+        positive: (L, P, T, C) real samples of the label.
+        negative: (L, N, T, C) real samples that repel beside the generated ones; N may be 0.
+    """
+
+    generated: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+@dataclass(frozen=True)
+class DriftStatistics:
+    """Means over the global batch by which a feature's drift is normalised.
+
+    Args:
+        scale: scalar, the mean distance between points.
+        force: (R,), the mean square of the drift of every temperature.
+    """
+
+    scale: Tensor
+    force: Tensor
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far generated samples are from where their drift takes them.
+
+    Args:
+        losses: (L,) per feature, means over the other axes; their gradient moves the generated samples.
+        statistics: per feature.
+    """
+
+    losses: dict[str, Tensor]
+    statistics: dict[str, DriftStatistics]
+
+
+#: Computes the features of one part of a batch and the (L, G + N + P) weights of their samples (None: all 1).
+FeaturePart = Callable[[], tuple[Mapping[str, FeatureSets], Tensor | None]]
+
+
+class DriftEstimator(FieldEstimator):
+    """A drift of generated samples in feature space, towards real ones and away from each other (Drifting, spec 3)."""
+
+    #: Temperatures of the kernel, in units of the mean distance; a drift is a sum over them.
+    temperatures: tuple[float, ...]
+
+    def forward(
+        self,
+        features: Mapping[str, FeatureSets],
+        weights: Tensor | None = None,
+        statistics: Mapping[str, DriftStatistics] | None = None,
+    ) -> Drift:
+        """Compute losses whose gradient is the drift.
+
+        Args:
+            features: what the samples are compared in, each feature for itself.
+            weights: (L, G + N + P) of generated, negative and positive samples; None for 1.
+            statistics: means over the global batch; None takes those of these features, summed over processes.
+        """
+        raise NotImplementedError
+
+    def survey(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
+        """The statistics of a batch that is computed in parts; every part is called more than once."""
         raise NotImplementedError

@@ -1,4 +1,5 @@
 from genflow.guidance.classifier_free import ClassifierFreeGuidance
 from genflow.guidance.fixed_mixture import FixedMixture
 from genflow.guidance.interval import IntervalGuidance
+from genflow.guidance.negative_mixing import NegativeMixing
 from genflow.guidance.training_time_cfg import TrainingTimeCFG

@@ -19,6 +19,14 @@ class Guidance(nn.Module):
     label_drop: float
 
 
+def power_law(uniform: Tensor, low: float, high: float, power: float) -> Tensor:
+    """Numbers in (0, 1) to scales in [low, high] whose density falls as scale^-power (iMF; Drifting, spec 7.3)."""
+    if power == 1:
+        return low * (high / low) ** uniform
+    rest = 1 - power
+    return (low**rest + uniform * (high**rest - low**rest)) ** (1 / rest)
+
+
 class ReverseGuidance(Guidance):
     """Guidance of a reverse model: losses see what its outputs imply without guidance (BiFlow)."""
 
@@ -119,4 +127,23 @@ class VelocityGuidance(Guidance):
             num_classes: the label that stands for "no class".
             needed_rows_only: evaluate ``own`` only where its value counts. Off for comparison.
         """
+        raise NotImplementedError
+
+
+class NegativeGuidance(Guidance):
+    """Guidance by real samples of any class, which repel generated samples beside the generated ones (Drifting).
+
+    Where attraction and repulsion balance, the model follows a p(x|c) - (a - 1) p(x) for the scale a.
+    """
+
+    label_drop = 0.0
+    #: Real samples of any class per label, N.
+    negatives: int
+
+    def draw(self, draws: Draws) -> Tensor:
+        """(L,) guidance scales, 1 for no guidance."""
+        raise NotImplementedError
+
+    def weight(self, scale: Tensor, generated: int) -> Tensor:
+        """(L,) scales to the weight of each negative beside ``generated`` samples of weight 1."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from genflow.condition import Condition
 from genflow.draws import Draws
-from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance
+from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance, power_law
 from genflow.registry import GUIDANCE
 from genflow.slots import Share, Size
 from genflow.time_samplers.base import Times
@@ -38,10 +38,7 @@ class IntervalGuidance(VelocityGuidance):
 
     def scale(self, uniform: Tensor) -> Tensor:
         """(B,) numbers in (0, 1) to scales."""
-        if self.power == 1:
-            return (1 + self.max_scale) ** uniform
-        rest = 1 - self.power
-        return (1 + uniform * ((1 + self.max_scale) ** rest - 1)) ** (1 / rest)
+        return power_law(uniform, 1.0, 1 + self.max_scale, self.power)
 
     def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
         whole = torch.tensor([0.0, 1.0], device=labels.device).expand(len(labels), 2)

@@ -42,8 +42,10 @@ def axial_sinusoids(side: int, width: int) -> Tensor:
     return torch.cat([columns, rows], dim=-1).flatten(0, 1).float()
 
 
-def sequence_rotation(length: int, head_width: int, theta: float = 1e4) -> Tensor:
-    """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per adjacent pair of channels.
+def sequence_rotation(length: int, head_width: int, theta: float = 1e4, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Rotary angles of positions 0, 1, ...: (length, head_width/2) float32, one per pair of channels.
+
+    Positions, frequencies and their products are rounded to ``dtype``.
 
     Raises:
         ValueError: ``head_width`` is odd.
@@ -51,7 +53,26 @@ def sequence_rotation(length: int, head_width: int, theta: float = 1e4) -> Tenso
     if head_width % 2:
         raise ValueError(f"rotary positions need an even head width, found {head_width}")
     frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    return torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
+    return torch.outer(torch.arange(length).to(dtype), frequencies.to(dtype)).float()
+
+
+def sequence_turns(length: int, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(2, length, head_width/2) float32 cosines and sines of rotary angles, all steps rounded to ``dtype``.
+
+    In bfloat16 odd positions above 256 do not exist, and angles are off by up to 1 rad (Drifting, spec 14.1).
+
+    Raises:
+        ValueError: ``head_width`` is odd.
+    """
+    angles = sequence_rotation(length, head_width, dtype=dtype)
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype).float()
+
+
+def rotate_halves(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate channels i and i + d/2 of (..., L, d) by (2, L, d/2) cosines and sines, in the dtype of ``x``."""
+    cosine, sine = turns.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:

@@ -75,12 +75,18 @@ class Attention(nn.Module):
 
 
 class GeluFeedforward(nn.Module):
-    """W -> 4W, exact GELU, 4W -> W, with biases."""
+    """Linear, exact GELU, linear, with biases.
 
-    def __init__(self, width: int):
+    Args:
+        width: W.
+        ratio: the inner width is floor(ratio * W).
+    """
+
+    def __init__(self, width: int, ratio: float = 4.0):
         super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        inner = int(ratio * width)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
 
     @property
     def first(self) -> nn.Linear:
@@ -96,20 +102,22 @@ class GeluFeedforward(nn.Module):
 
 
 class SwiGluFeedforward(nn.Module):
-    """down(SiLU(gate(x)) * up(x)) without biases.
+    """down(SiLU(gate(x)) * up(x)).
 
     Args:
         width: W.
-        multiple: the inner width is floor(8 W / 3), rounded up to a multiple of this.
+        multiple: the inner width is floor(2/3 floor(ratio * W)), rounded up to a multiple of this.
+        ratio: inner width that a map without gate would have, over W.
+        bias: whether the maps have biases.
     """
 
     stacked: ClassVar = {"gate_up.weight": 2}
 
-    def __init__(self, width: int, multiple: int = 1):
+    def __init__(self, width: int, multiple: int = 1, ratio: float = 4.0, bias: bool = False):
         super().__init__()
-        inner = -(-(8 * width // 3) // multiple) * multiple
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        inner = -(-(2 * int(ratio * width) // 3) // multiple) * multiple
+        self.gate_up = nn.Linear(width, 2 * inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
 
     @property
     def first(self) -> nn.Linear:

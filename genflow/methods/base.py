@@ -1,5 +1,6 @@
 """The contract of methods: trainable systems that wire components together, without layers of their own."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModel
@@ -27,6 +28,8 @@ class Method(BaseModel):
     training_only: tuple[str, ...] = ()
     artifact: str
     generator: Generator | None
+    #: How many past updates' batches a resumed run shows to :meth:`observe` before it goes on.
+    replay: int = 0
 
     def __init__(self):
         super().__init__()
@@ -80,6 +83,41 @@ class Method(BaseModel):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def check_batch(self, batch_size: int, processes: int) -> None:
+        """See that the method can train with ``batch_size`` samples per update over all ``processes``.
+
+        Raises:
+            UserError: it cannot.
+        """
+
+    def observe(self, batch: Mapping[str, Any]) -> None:
+        """Take note of a batch of the data set without training on it; see ``replay``."""
+
+    def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turn a process's batch of the data set, on the CPU, into the arguments of :meth:`forward`.
+
+        All have equally many rows; ``labels`` and ``draws`` are among them. Micro-batches divide the rows.
+        """
+        return batch
+
+    def survey(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Look at all micro-batches of an update before the first is trained on; there may be one only."""
+
+    def process_state(self) -> dict[str, Tensor] | None:
+        """What this process alone keeps from update to update, saved beside its checkpoints; None for nothing."""
+        return None
+
+    def load_process_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`process_state` returned.
+
+        Raises:
+            ValueError, KeyError: it belongs to another recipe.
+        """
+
+    def diagnose(self) -> str:
+        """After a term was not finite: more about where, or nothing."""
+        return ""
 
     def after_update(self) -> None:
         """What changes once per update besides the weights; the loop calls it after the optimizer's step.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from genflow.analysis.description import build_on_meta
+from genflow.analysis.description import analyze_recipe, build_on_meta
 from genflow.analysis.flops import count_generator
 from genflow.graph import ComponentGraph
 from genflow.recipe import load_recipe
@@ -67,3 +67,20 @@ def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
         assert cost.generator_params / 1e6 == pytest.approx(millions, rel=0.005)
         assert cost.generator_macs / 1e9 == pytest.approx(gmacs, rel=0.005)
         assert cost.nfe == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions", "gmacs"),
+    [("mae_latent_256", 340.2, 18.5), ("mae_latent_640", 2126.0, 115.8), ("mae_pixel_640", 2127.1, 116.9)],
+)
+def test_encoders_of_drifting(recipe, millions, gmacs):
+    """Without decoders; the count has the classifier, which they do not."""
+    if "latent" in recipe:
+        pytest.importorskip("diffusers")
+    found = analyze_recipe(RECIPES / f"{recipe}.yaml")
+    assert (found["published"]["params_m"], found["published"]["gflops"]) == (millions, gmacs)
+    assert found["ratio_to_published"] == {"params_m": pytest.approx(1, rel=0.01), "gflops": pytest.approx(1, rel=0.01)}
+    assert found["decoder_macs"] == 0 and found["nfe"] == 1
+    encoder = build_on_meta(ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))).encoder
+    decoders = sum(parameter.numel() for parameter in encoder.decoder.parameters())
+    assert found["generator_params"] == sum(parameter.numel() for parameter in encoder.parameters()) - decoders

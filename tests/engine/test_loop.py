@@ -8,9 +8,10 @@ import torch
 
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop, seed_step
+from genflow.methods.base import Method
 
 
-class Linear(torch.nn.Module):
+class Linear(Method):
     """A method in miniature: one weight vector, squared error on noisy inputs."""
 
     def __init__(self):

@@ -1,7 +1,8 @@
-"""ConvNeXt V2: golden features, the two layouts of weight files, and what is refused."""
+"""ConvNeXt V2: golden features, the layouts of weight files, and what is refused."""
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from genflow.errors import UserError
 from genflow.feature_encoders import ConvNeXtV2
 from genflow.feature_encoders.convnext_v2 import GlobalResponseNorm
+from genflow.feature_encoders.imagenet import normalize, resize
 from genflow.weights import write_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pmf" / "convnext_features.npz"
+DRIFTING = Path(__file__).parents[1] / "golden" / "drifting" / "convnext_v2.npz"
 
 
 def official_name(path):
@@ -85,6 +88,90 @@ def test_layouts_of_timm(golden, saved, tmp_path, layout):
         torch.save(state, again)
     second = ConvNeXtV2("tiny", str(again), **sizes)
     assert torch.equal(second(golden[2])["pooled"], first(golden[2])["pooled"])
+
+
+def transformers_name(name):
+    """``stages.0.1.dwconv.weight`` to ``convnextv2.encoder.stages.0.layers.1.dwconv.weight``."""
+    for place, old, new in (
+        ("downsample_layers.0.0.", "downsample_layers.0.0.", "embeddings.patch_embeddings."),
+        ("downsample_layers.0.1.", "downsample_layers.0.1.", "embeddings.layernorm."),
+        ("downsample_layers.", r"downsample_layers\.(\d)\.", r"encoder.stages.\1.downsampling_layer."),
+        ("stages.", r"stages\.(\d)\.", r"encoder.stages.\1.layers."),
+        ("norm.", "norm.", "layernorm."),
+    ):
+        if name.startswith(place):
+            name = re.sub(old, new, name, count=1)
+            break
+    name = name.replace("grn.gamma", "grn.weight").replace("grn.beta", "grn.bias")
+    return "convnextv2." + re.sub(r"(layers\.\d+)\.norm\.", r"\1.layernorm.", name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["convnextv2.", ""])
+def test_names_of_transformers(golden, saved, tmp_path, prefix):
+    path, sizes = saved()
+    state = {transformers_name(name).replace("convnextv2.", prefix): value for name, value in golden[1].items()}
+    assert f"{prefix}encoder.stages.1.layers.1.grn.weight" in state and f"{prefix}layernorm.weight" in state
+    write_weights(tmp_path / "model.safetensors", state | {"classifier.weight": torch.ones(7, 20)})
+    features = [ConvNeXtV2(weights=str(file), **sizes)(golden[2]) for file in (path, tmp_path / "model.safetensors")]
+    assert torch.equal(features[0]["pooled"], features[1]["pooled"])
+
+
+# The features of all stages
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory):
+    """The arrays of Drifting's file, and our encoder with its weights."""
+    with np.load(DRIFTING, allow_pickle=False) as file:
+        config = json.loads(str(file["config"]))
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "config"}
+        path = tmp_path_factory.mktemp("convnext") / "official.pt"
+        torch.save(official_state(file), path)
+    sizes = {"depths": tuple(config["depths"]), "widths": tuple(config["dims"])}
+    return arrays, ConvNeXtV2(weights=str(path), features="stages", **sizes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [256, 64])
+def test_golden_stages(drifting, side):
+    arrays, encoder = drifting
+    images = arrays[f"x_{side}"].permute(0, 3, 1, 2)
+    resized = resize(normalize(images), 224)[:, :, ::7, ::7].permute(0, 2, 3, 1)
+    found = {f"resized_{side}_every7th": resized} | {
+        f"act_{side}/{name}": value for name, value in encoder(images).items()
+    }
+    assert found.keys() == {name for name in arrays if name.startswith((f"act_{side}", f"resized_{side}"))}
+    assert len(encoder.feature_names) == 13 and [f"act_{side}/{name}" for name in encoder.feature_names] == [*found][1:]
+    for name, value in found.items():
+        expected = arrays[name]
+        assert value.shape == expected.shape
+        assert torch.allclose(value, expected, rtol=0, atol=1e-5 * expected.abs().max().item()), name
+
+
+@torch.no_grad()
+def test_stages_are_in_float32_under_autocast(drifting):
+    arrays, encoder = drifting
+    images = arrays["x_64"].permute(0, 3, 1, 2)
+    plain = encoder(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encoder(images)
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+
+
+def test_gradient_reaches_the_images_and_beyond_their_range(drifting):
+    """Images are not clipped."""
+    arrays, encoder = drifting
+    images = (3 * arrays["x_64"].permute(0, 3, 1, 2)).requires_grad_()
+    sum(value.square().sum() for value in encoder(images).values()).backward()
+    assert images.abs().max() > 1 and (images.grad[images.detach().abs() > 1] != 0).all()
+
+
+def test_published_stages_on_the_meta_device():
+    with torch.device("meta"):
+        found = ConvNeXtV2("base", features="stages")(torch.zeros(2, 3, 256, 256))
+    for stage, shape in enumerate([(2, 784, 256), (2, 196, 512), (2, 49, 1024)], start=1):
+        assert found[f"convenxt_stage_{stage}"].shape == shape
 
 
 def test_norm_of_responses_has_a_finite_gradient_at_zero():

@@ -1,12 +1,23 @@
 """Rotary positions, sinusoidal features of scalars and the class table with its null class."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from genflow.layers.embeddings import ClassEmbedding, axial_rotation, rotate, sinusoidal
+from genflow.layers.embeddings import (
+    ClassEmbedding,
+    axial_rotation,
+    rotate,
+    rotate_halves,
+    sequence_rotation,
+    sequence_turns,
+    sinusoidal,
+)
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "drifting" / "rope.npz"
 SIDE, WIDTH = 4, 16  # T = 16 patches, 8 channel pairs
 
 
@@ -78,6 +89,40 @@ def test_rows_take_the_first_half_of_the_head_and_columns_the_second():
     assert torch.allclose(rows[3, 0], 3 * torch.tensor(frequencies))
     with pytest.raises(ValueError, match="divisible by 4"):
         axial_rotation(SIDE, 6)
+
+
+@pytest.mark.parametrize("name", ["q", "k"])
+def test_golden_rotation_of_halves(name):
+    """272 positions, with angles in float32, and in bfloat16 bit for bit."""
+    with np.load(GOLDEN, allow_pickle=False) as golden:
+        x, exact, given, rounded = (
+            torch.from_numpy(golden[name + variant]).transpose(1, 2)
+            for variant in ("", "_fp32", "_bf16in_fp32rope", "_bf16rope")
+        )
+    turns = sequence_turns(*x.shape[-2:])
+    assert torch.equal(x.bfloat16().float(), x)
+    for expected in (exact, given):
+        assert (rotate_halves(x, turns) - expected).abs().max() < 1e-5 * expected.abs().max()
+    found = rotate_halves(x.bfloat16(), sequence_turns(*x.shape[-2:], torch.bfloat16))
+    assert found.dtype == torch.bfloat16 and torch.equal(found.float(), rounded)
+
+
+def test_rotation_of_halves_is_that_of_pairs_in_another_order():
+    x, angles = random(2, 3, 9, WIDTH), sequence_rotation(9, WIDTH).double()
+    halves = rotate_halves(x, torch.stack([angles.cos(), angles.sin()]))
+    pairs = rotate(x.unflatten(-1, (2, -1)).mT.flatten(-2), angles)
+    assert torch.allclose(halves, pairs.unflatten(-1, (-1, 2)).mT.flatten(-2), atol=1e-14)
+
+
+def test_bfloat16_angles_are_far_from_exact_ones():
+    """As far as spec 14.1 says, for the published head width and length."""
+    exact, rounded = (torch.complex(*sequence_turns(272, 64, dtype)) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.view_as_real(rounded).bfloat16().float().equal(torch.view_as_real(rounded))
+    error = (rounded / exact).angle().abs()
+    assert error.max().item() == pytest.approx(1.02, abs=0.005)
+    assert (error > 0.1).float().mean().item() == pytest.approx(0.06, abs=0.005)
+    with pytest.raises(ValueError, match="even head width, found 5"):
+        sequence_turns(4, 5)
 
 
 def test_sinusoidal_features():

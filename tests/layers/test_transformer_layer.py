@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genflow.layers.embeddings import axial_rotation, rotate
-from genflow.layers.transformer import Attention, CachedLayer, TransformerLayer
+from genflow.layers.transformer import Attention, CachedLayer, GeluFeedforward, SwiGluFeedforward, TransformerLayer
 
 WIDTH, HEADS, LENGTH = 16, 2, 9
 
@@ -98,6 +98,22 @@ def test_layer_of_a_reverse_model_has_twelve_times_width_squared_weights():
     assert sum(matrix.numel() for matrix in matrices) == 12 * 768**2
     vectors = {name for name, parameter in layer.named_parameters() if parameter.dim() == 1}
     assert not any(name.endswith("bias") for name in vectors)
+
+
+def test_inner_widths():
+    for width, inner in ((32, 96), (24, 64), (768, 2048), (1024, 2752)):  # Drifting, spec 2.1
+        assert SwiGluFeedforward(width, multiple=32).down.in_features == inner
+    assert SwiGluFeedforward(25, ratio=3.1).down.in_features == 51  # floor of 2/3 of 77
+    assert GeluFeedforward(25).up.out_features == 100 and GeluFeedforward(25, ratio=3.1).up.out_features == 77
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_swiglu_is_its_definition(bias):
+    torch.manual_seed(0)
+    feedforward = SwiGluFeedforward(WIDTH, bias=bias).double()
+    assert len(list(feedforward.parameters())) == (4 if bias else 2)
+    gate, up = feedforward.gate_up(sequence()).chunk(2, dim=-1)
+    assert torch.allclose(feedforward(sequence()), feedforward.down(gate / (1 + torch.exp(-gate)) * up), atol=1e-14)
 
 
 def test_gated_layer_starts_as_the_identity():

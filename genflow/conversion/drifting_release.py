@@ -1,0 +1,171 @@
+"""A released folder of Drifting's weights, recognised and checked, to a run folder."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genflow.analysis.description import build_on_meta
+from genflow.backbones.lightning_dit import LightningDiT
+from genflow.conversion.drifting import from_jax, to_jax
+from genflow.conversion.flax_file import read_flax
+from genflow.conversion.run_folder import check_free, write_run
+from genflow.errors import UserError, shown
+from genflow.feature_encoders.latent_mae import LatentMAE
+from genflow.graph import ComponentGraph
+from genflow.recipe import load_recipe
+from genflow.weights import check_state
+
+CONFIG_FILE = "metadata.json"
+WEIGHTS_FILE = "ema_params.msgpack"
+#: Recipes of the released generators by side of the input, side of a patch, width, and precision of attention.
+_GENERATORS = {
+    (32, 2, 768, "float32"): "drift_ablation_imagenet",
+    (32, 2, 768, "bfloat16"): "drift_b2_imagenet",
+    (32, 2, 1024, "bfloat16"): "drift_l2_imagenet",
+    (256, 16, 768, "float32"): "drift_b16_imagenet_pixels",
+    (256, 16, 1024, "float32"): "drift_l16_imagenet_pixels",
+}
+#: Recipes of the released encoders by width and side of a patch.
+_ENCODERS = {(256, 1): "mae_latent_256", (640, 1): "mae_latent_640", (640, 8): "mae_pixel_640"}
+#: What the published code takes for an entry that is not there.
+_DEFAULTS = {
+    **dict.fromkeys(("use_rmsnorm", "use_swiglu", "use_rope", "use_qknorm", "use_bf16"), False),
+    "attn_fp32": True,
+    "n_cls_tokens": 0,
+    "noise_classes": 0,
+    "noise_coords": 1,
+    "input_patch_size": 1,
+}
+
+
+def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None = None) -> Path:
+    """Write the run folder ``out`` with the weights of ``folder``; returns the recipe's file.
+
+    An encoder's decoder, which only training needs, may be in the file and is left out.
+
+    Args:
+        folder: a release of the JAX code: ``metadata.json``, whose ``model_config`` tells the model, and
+            ``ema_params.msgpack``.
+        out: not there, or an empty folder.
+        recipes: the folder of the recipes of the released models.
+        recipe: the recipe of another model.
+
+    Raises:
+        UserError: a file is missing or damaged, or they are not the network of the recipe; nothing has been written.
+    """
+    check_free(out)
+    config = _read_config(folder / CONFIG_FILE)
+    if recipe is None:
+        recipe = recipes / f"{_find_recipe(folder / CONFIG_FILE, config)}.yaml"
+    resolved = load_recipe(recipe)
+    graph = ComponentGraph.from_recipe(resolved)
+    trained = build_on_meta(graph).artifact_module
+    if not isinstance(trained, LightningDiT | LatentMAE):
+        name = type(trained).__name__
+        raise UserError(f"{recipe}: model: trains a {name}, Drifting's weights are a LightningDiT's or a LatentMAE's")
+    _check_config(folder / CONFIG_FILE, config, graph, recipe)
+    file = folder / WEIGHTS_FILE
+    arrays = read_flax(file)
+    expected = to_jax(trained.state_dict())
+    if not any(path.startswith("decoder/") for path in arrays):
+        expected = {path: value for path, value in expected.items() if not path.startswith("decoder/")}
+    try:
+        check_state(expected, arrays)
+    except ValueError as error:
+        raise UserError(f"{file}: does not fit {recipe}: {error}") from None
+    for path, value in arrays.items():
+        if not value.isfinite().all():
+            raise UserError(f"{file}: '{path}' is not finite")
+    state = from_jax({path: arrays[path] for path in to_jax(graph.build_artifact().state_dict())})
+    del arrays
+    # Every array is given back as soon as its copy is there.
+    weights = {name: state.pop(name).float().contiguous() for name in list(state)}
+    write_run(out, resolved.to_dict(), graph, weights, file)
+    return recipe
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The ``model_config`` of a release, with the published code's defaults."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))["model_config"]
+        return {**_DEFAULTS, **config}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file}: not the description of a released model: expected JSON with model_config") from None
+
+
+def _find_recipe(file: Path, config: Mapping[str, Any]) -> str:
+    is_encoder = "base_channels" in config
+    known = _ENCODERS if is_encoder else _GENERATORS
+    names = ("base_channels", "input_patch_size") if is_encoder else ("input_size", "patch_size", "hidden_size")
+    for name in names:
+        if name not in config:
+            raise UserError(f"{file}: model_config.{name}: missing")
+    found = tuple(config[name] for name in names) + (() if is_encoder else (_attention_precision(config),))
+    recipe = next((recipe for key, recipe in known.items() if key == found), None)
+    if recipe is None:
+        raise UserError(f"{file}: model_config is of a model that was not released; give its recipe with --recipe")
+    return recipe
+
+
+def _check_config(file: Path, config: Mapping[str, Any], graph: ComponentGraph, recipe: Path) -> None:
+    """See that the recipe's network is what ``model_config`` says; shapes do not tell all of it."""
+    node = graph.artifact
+    bound = inspect.signature(node.cls).bind(**node.arguments)
+    bound.apply_defaults()
+    ours = bound.arguments
+    if node.cls is LightningDiT:
+        ours["condition_width"] = ours["condition_width"] or ours["width"]
+        theirs = _generator_arguments(config)
+    else:
+        theirs = _encoder_arguments(config)
+    for name, value in theirs.items():
+        if ours[name] != (tuple(value) if isinstance(value, list) else value):
+            raise UserError(
+                f"{file}: does not fit {recipe}: {name} is {shown(value)} in model_config, {shown(ours[name])} there"
+            )
+
+
+def _generator_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of LightningDiT that the configuration of a generator says."""
+    names = {
+        "input_size": "image_size",
+        "patch_size": "patch_size",
+        "hidden_size": "width",
+        "depth": "depth",
+        "num_heads": "heads",
+        "in_channels": "channels",
+        "num_classes": "num_classes",
+        "cond_dim": "condition_width",
+        "n_cls_tokens": "context_tokens",
+        "mlp_ratio": "feedforward_ratio",
+        "use_rope": "rotary",
+        "use_qknorm": "qk_norm",
+    }
+    return {
+        **{ours: config[theirs] for theirs, ours in names.items() if theirs in config},
+        "style_codebooks": config["noise_coords"] if config["noise_classes"] else 0,
+        **({"style_entries": config["noise_classes"]} if config["noise_classes"] else {}),
+        "norm": "rms" if config["use_rmsnorm"] else "layer",
+        "feedforward": "swiglu" if config["use_swiglu"] else "gelu",
+        "attention_precision": _attention_precision(config),
+    }
+
+
+def _encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of LatentMAE and an encoder."""
+    names = {
+        "in_channels": "channels",
+        "base_channels": "width",
+        "layers": "depths",
+        "input_patch_size": "patch_size",
+        "num_classes": "num_classes",
+    }
+    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+
+
+def _attention_precision(config: Mapping[str, Any]) -> str:
+    return "bfloat16" if config["use_bf16"] and not config["attn_fp32"] else "float32"

@@ -1,0 +1,77 @@
+"""The drift of a Sinkhorn divergence between generated and real features (entropic optimal transport)."""
+
+import torch
+from torch import Tensor
+
+from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
+from genflow.registry import FIELD_ESTIMATORS
+from genflow.slots import Positive
+
+
+@FIELD_ESTIMATORS.register_module()
+class SinkhornField(PairwiseDrift):
+    """V(x) = T(x) - S(x): where transport to the real samples takes x, less where transport to its own kind does.
+
+    For the cost |x - y|^2 / 2 this is the negative gradient of the Sinkhorn divergence (Feydy et al.,
+    arXiv 1810.08278, section 3) with respect to a generated sample. T and S are barycentres of entropic plans, whose
+    blur is the square root of the temperature; 10 iterations in log space. Own kind means samples that are
+    independent of x, for x itself would hold it back: generated samples and extra negatives are dealt out in two
+    halves, which are transported to each other. Extra negatives are a part of the generated distribution by their
+    weights, as in the drifting field.
+
+    Args:
+        iterations: of Sinkhorn's algorithm, each one update of both potentials.
+        further arguments: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
+    """
+
+    def __init__(self, iterations: Positive = 10, **further):
+        super().__init__(**further)
+        self.iterations = iterations
+
+    def sources(self, counts: Counts) -> int:
+        return counts.generated + counts.negative
+
+    def coefficients(self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float) -> Tensor:
+        """As the contract says.
+
+        Raises:
+            ValueError: a single generated sample, which has no independent ones.
+        """
+        if counts.generated < 2:
+            raise ValueError("SinkhornField needs at least two generated samples per label")
+        sources = self.sources(counts)
+        costs = distances.square() / (-2 * temperature)
+        mass = distances.new_zeros(len(distances), counts.total) if weights is None else weights.log()
+        coefficients = torch.zeros_like(distances[:, : counts.generated])
+        plan = self._plan(costs[:, :, sources:], mass[:, :sources], mass[:, sources:])
+        coefficients[:, :, sources:] = plan[0][:, : counts.generated]
+        kind = torch.arange(sources, device=distances.device)
+        # Generated samples and negatives each alternate.
+        half = torch.where(kind < counts.generated, kind, kind - counts.generated) % 2
+        first, second = (half == 0).nonzero().flatten(), (half == 1).nonzero().flatten()
+        between = costs[:, first[:, None], second]
+        there, back = self._plan(between, mass[:, first], mass[:, second])
+        own, others = first < counts.generated, second < counts.generated
+        coefficients[:, first[own][:, None], second] = -there[:, own]
+        coefficients[:, second[others][:, None], first] = -back.mT[:, others]
+        return coefficients
+
+    def _plan(self, affinity: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The entropic plan between two sets, normalised for each point of the one and of the other.
+
+        Args:
+            affinity: (n, I, J), minus the costs over the temperature.
+            rows, columns: (n, I) and (n, J) logarithms of the masses, up to a constant.
+
+        Returns:
+            two (n, I, J): rows that sum to 1, and columns that sum to 1.
+        """
+        rows, columns = rows.log_softmax(dim=1), columns.log_softmax(dim=1)
+        row_potential, column_potential = torch.zeros_like(rows), torch.zeros_like(columns)
+        for _ in range(self.iterations):
+            row_potential = -torch.logsumexp(affinity + (columns + column_potential).unsqueeze(1), dim=2)
+            column_potential = -torch.logsumexp(affinity + (rows + row_potential).unsqueeze(2), dim=1)
+        return (
+            (affinity + (columns + column_potential).unsqueeze(1)).softmax(dim=2),
+            (affinity + (rows + row_potential).unsqueeze(2)).softmax(dim=1),
+        )

@@ -1,0 +1,44 @@
+"""Guidance by mixing real samples of any class into what repels (Drifting, spec 7.3)."""
+
+import torch
+from torch import Tensor
+
+from genflow.draws import Draws
+from genflow.guidance.base import NegativeGuidance, power_law
+from genflow.registry import GUIDANCE
+from genflow.slots import Positive, Share, Size
+
+
+@GUIDANCE.register_module()
+class NegativeMixing(NegativeGuidance):
+    """N negatives of weight (a - 1) (G - 1) / N beside G generated samples, for a scale a drawn per label.
+
+    Args:
+        negatives: N.
+        max_scale: scales lie in [1, max_scale].
+        power: their density falls as a^-power.
+        unguided_share: share of labels whose scale is set to 1.
+
+    Raises:
+        ValueError: ``max_scale`` is below 1.
+    """
+
+    def __init__(self, negatives: Positive, max_scale: Size = 4.0, power: float = 3.0, unguided_share: Share = 0.0):
+        super().__init__()
+        if max_scale < 1:
+            raise ValueError(f"max_scale is {max_scale}, 1 means no guidance and is the least")
+        self.negatives = negatives
+        self.max_scale = max_scale
+        self.power = power
+        self.unguided_share = unguided_share
+
+    def scale(self, uniform: Tensor, unguided: Tensor) -> Tensor:
+        """Two (L,) numbers in (0, 1) to scales."""
+        scale = power_law(uniform, 1.0, self.max_scale, self.power)
+        return torch.where(unguided < self.unguided_share, 1.0, scale)
+
+    def draw(self, draws: Draws) -> Tensor:
+        return self.scale(draws.uniform("guidance scale"), draws.uniform("no guidance"))
+
+    def weight(self, scale: Tensor, generated: int) -> Tensor:
+        return (scale - 1) * (generated - 1) / self.negatives
