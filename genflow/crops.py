@@ -11,22 +11,30 @@ AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 
 
-def draw_boxes(draws: Draws, height: int, width: int) -> Tensor:
+def draw_boxes(
+    draws: Draws, height: int, width: int, area: tuple[float, float] = AREA, use: str = "crop"
+) -> Tensor:
     """One box per sample inside an image of that size.
 
-    Its share of the area is uniform in [0.08, 1], width / height log-uniform in [3/4, 4/3]; sides are rounded and
+    Its share of the area is uniform in ``area``, width / height log-uniform in [3/4, 4/3]; sides are rounded and
     cut to the image, without drawing again, and the place is uniform among those that fit (pMF, spec 7).
+
+    Args:
+        draws: of the samples.
+        height, width: of the image.
+        area: smallest and largest share.
+        use: names the streams of random numbers.
 
     Returns:
         (B, 4) int64: top, left, height, width.
     """
-    area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * draws.uniform("crop area"))
+    pixels = height * width * (area[0] + (area[1] - area[0]) * draws.uniform(f"{use} area"))
     low, high = (math.log(ratio) for ratio in ASPECT)
-    aspect = torch.exp(low + (high - low) * draws.uniform("crop aspect"))
-    box_height = (area / aspect).sqrt().round().clamp(1, height)
-    box_width = (area * aspect).sqrt().round().clamp(1, width)
-    top = (draws.uniform("crop top") * (height - box_height + 1)).floor()
-    left = (draws.uniform("crop left") * (width - box_width + 1)).floor()
+    aspect = torch.exp(low + (high - low) * draws.uniform(f"{use} aspect"))
+    box_height = (pixels / aspect).sqrt().round().clamp(1, height)
+    box_width = (pixels * aspect).sqrt().round().clamp(1, width)
+    top = (draws.uniform(f"{use} top") * (height - box_height + 1)).floor()
+    left = (draws.uniform(f"{use} left") * (width - box_width + 1)).floor()
     return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 

@@ -25,7 +25,7 @@ class DriftingGenerator(OnePassGenerator):
     def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 1.0):
         if codec.latent_shape != network.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")
-        if default_guidance < 1:
+        if not default_guidance >= 1:
             raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")
         super().__init__(network, codec, default_guidance)
 

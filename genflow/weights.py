@@ -75,7 +75,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dictionary: safetensors by its suffix, else what torch.save wrote, alone or as the entry ``model``.
+    """Read a state dictionary: safetensors by its suffix, else what torch.save wrote, alone or as the entry ``model``
+    or ``state_dict``.
 
     Raises:
         UserError: the file is missing, truncated, holds pickled objects or something else than tensors by name.
@@ -83,8 +84,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_weights(path)
     state = _unpickle(path, "weights file")
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
+    for entry in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(entry), dict):
+            state = state[entry]
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):

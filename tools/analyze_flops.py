@@ -1,4 +1,4 @@
-"""Count parameters and multiply-adds of recipes' generators."""
+"""Count parameters and multiply-adds of recipes' generators and encoders."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from genflow.cli import Parser, console, progress_bar, run_tool
 def main() -> None:
     parser = Parser(
         "Count parameters and multiply-adds (one multiply-add counts as one) of generators and decoders, "
-        "without training-only parts, beside the recipes' published numbers.",
+        "or of feature encoders, without training-only parts, beside the recipes' published numbers.",
         "python tools/analyze_flops.py recipes/*_imagenet.yaml --by-component --json flops.json",
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes")
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _table(analyses: list[dict]) -> Table:
-    table = Table(title="generators, one image; M parameters, GMACs; in brackets ours / published")
+    table = Table(title="one image; M parameters, GMACs; in brackets ours / published")
     for title in ("recipe", "generator M", "GMACs", "decoder M", "GMACs", "total GMACs", "NFE", "published"):
         table.add_column(title, justify="left" if title == "recipe" else "right", overflow="fold")
     for entry in analyses:

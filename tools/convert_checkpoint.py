@@ -10,6 +10,11 @@ PMF = (
     "Convert a released file of pMF: the PyTorch one, or an .npz archive of the JAX parameters, flattened by '/'. "
     "Which of the six sizes it is, its shapes tell."
 )
+DRIFTING_EXAMPLE = "python tools/convert_checkpoint.py drifting latent_B_sota work_dirs/drift_b2_imagenet"
+DRIFTING = (
+    "Convert a released folder of Drifting, which holds metadata.json and ema_params.msgpack of a generator or of a "
+    "feature encoder. Which of the eight models it is, metadata.json tells."
+)
 
 
 def main() -> None:
@@ -26,20 +31,31 @@ def main() -> None:
 
     projects = parser.add_subparsers(metavar="PROJECT", required=True, parser_class=subparser)
     pmf = projects.add_parser("pmf", help="pMF (arXiv 2601.22158)", description=PMF, example=EXAMPLE)
-    pmf.add_argument("file", type=Path, metavar="FILE", help="the released file")
-    pmf.add_argument("out", type=Path, metavar="OUT", help="run folder to write; nothing may be there")
-    pmf.add_argument("--recipe", type=Path, help="YAML recipe of a size that was not released")
-    pmf.set_defaults(run=_convert_pmf)
+    pmf.add_argument("source", type=Path, metavar="FILE", help="the released file")
+    drifting = projects.add_parser(
+        "drifting", help="Drifting (arXiv 2602.04770)", description=DRIFTING, example=DRIFTING_EXAMPLE
+    )
+    drifting.add_argument("source", type=Path, metavar="FOLDER", help="the released folder")
+    for project, convert in ((pmf, _convert_pmf), (drifting, _convert_drifting)):
+        project.add_argument("out", type=Path, metavar="OUT", help="run folder to write; nothing may be there")
+        project.add_argument("--recipe", type=Path, help="YAML recipe of a model that was not released")
+        project.set_defaults(convert=convert)
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    recipes = Path(__file__).resolve().parents[1] / "recipes"
+    recipe = arguments.convert(arguments.source, arguments.out, recipes, arguments.recipe)
+    print(f"{arguments.out}: {arguments.source} with {recipe.name}")
 
 
-def _convert_pmf(arguments: Any) -> None:
+def _convert_pmf(*arguments: Any) -> Path:
     from genflow.conversion.pmf_release import convert_pmf
 
-    recipes = Path(__file__).resolve().parents[1] / "recipes"
-    recipe = convert_pmf(arguments.file, arguments.out, recipes, arguments.recipe)
-    print(f"{arguments.out}: {arguments.file} with {recipe.name}")
+    return convert_pmf(*arguments)
+
+
+def _convert_drifting(*arguments: Any) -> Path:
+    from genflow.conversion.drifting_release import convert_drifting
+
+    return convert_drifting(*arguments)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 def main() -> None:
     parser = Parser(
         "Train the rows of an ablation with several seeds, measure them, and write a table, the figures as JSON and a "
-        "picture; `pmf` also does what `pmf-toy` does. Finished runs are used as they are; an interrupted call goes on "
+        "picture; `pmf` also does what `pmf-toy` does. The toys train in the plane and draw it. Finished runs are used as they are; an interrupted call goes on "
         "where it stopped.",
         "python tools/reproduce.py pmf --seeds 0 1",
     )
-    parser.add_argument("what", choices=["biflow", "biflow-open-points", "biflow-toy", "pmf", "pmf-toy"])
+    parser.add_argument("what", choices=["biflow", "biflow-open-points", "biflow-toy", "pmf", "pmf-toy", "drifting", "drift-toy"])
     parser.add_argument("--out", type=Path, help="folder (default: work_dirs/reproduce/WHAT; open points: biflow)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
@@ -29,7 +29,7 @@ def main() -> None:
     folder = arguments.what.removesuffix("-open-points").replace("-", "_")
     out = arguments.out or Path("work_dirs/reproduce") / folder
 
-    from genflow.analysis import reproduce_biflow, reproduce_pmf
+    from genflow.analysis import reproduce_biflow, reproduce_drifting, reproduce_pmf
     from genflow.analysis.ablation import default_processes
 
     processes = arguments.processes or default_processes()
@@ -37,6 +37,7 @@ def main() -> None:
         "biflow": reproduce_biflow.PAPER_ROWS,
         "biflow-open-points": reproduce_biflow.OPEN_POINTS,
         "pmf": reproduce_pmf.PAPER_ROWS,
+        "drifting": reproduce_drifting.PAPER_ROWS,
     }
     if arguments.what in plans:
         _ablate(plans[arguments.what], out, arguments.seeds, processes)
@@ -44,6 +45,8 @@ def main() -> None:
         _pmf_toy(out / "toy" if arguments.what == "pmf" else out, processes)
     if arguments.what == "biflow-toy":
         _biflow_toy(out)
+    if arguments.what == "drift-toy":
+        _drift_toy(out, processes)
 
 
 def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> None:
@@ -81,6 +84,19 @@ def _pmf_toy(out: Path, processes: int) -> None:
     write_text(out / "pmf_toy.json", json.dumps(distances, indent=2) + "\n")
     reproduce_pmf.draw_toy(out, out / "pmf_toy.png", distances)
     print(f"{out / 'pmf_toy'}.png and .json")
+
+
+def _drift_toy(out: Path, processes: int) -> None:
+    from genflow.analysis import drift_toy
+    from genflow.weights import write_text
+
+    _train(drift_toy.toy_jobs(RECIPES, out), processes)
+    results = drift_toy.toy_figures(out)
+    write_text(out / "drift_toy.json", json.dumps(results, indent=2) + "\n")
+    for start, description in drift_toy.STARTS.items():
+        drift_toy.draw_strip(out / start, f"start: {description}", out / f"drift_toy_{start}.png")
+        drift_toy.draw_film(out / start, f"start: {description}", out / f"drift_toy_{start}.gif")
+    print(f"{drift_toy.format_toy(results)}\n{out / 'drift_toy'}.json, {out / 'drift_toy'}_*.png and .gif")
 
 
 def _biflow_toy(out: Path) -> None:

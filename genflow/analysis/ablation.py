@@ -25,7 +25,7 @@ class Row:
         label: what is special about it.
         recipe: name of its recipe in the folder of recipes.
         overrides: entries that differ from the recipe, as ``--cfg-options`` takes them.
-        teacher: name of the flow that it learns from, one of the ablation's teachers; None where there is none.
+        teacher: name of the run that it learns from, one of the ablation's teachers; None where there is none.
         guidance: scale that it is sampled with.
         paper: the paper's figure for the same row; None where there is none.
     """
@@ -55,8 +55,9 @@ class Ablation:
         name: of the files that hold the results.
         rows: the lines of the table.
         shared: overrides of every row, such as a shorter schedule.
-        teachers: flows by name: recipe and overrides.
-        teacher_updates: updates of every teacher.
+        teachers: what rows learn from (a flow, an encoder) by name: recipe and overrides.
+        teacher_updates: updates of every teacher; None for as many as its recipe says.
+        prerequisite: the name of a teacher in the rows' recipes.
         figures: names of the figures of merit, in the order of the table.
     """
 
@@ -64,7 +65,14 @@ class Ablation:
     rows: Sequence[Row]
     shared: tuple[str, ...]
     teachers: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
-    teacher_updates: int = 0
+    teacher_updates: int | None = None
+    prerequisite: str = "teacher"
+
+    def teacher_options(self, name: str) -> tuple[str, ...]:
+        """The overrides of a teacher's recipe."""
+        overrides = self.teachers[name][1]
+        updates = self.teacher_updates
+        return overrides if updates is None else (*overrides, f"train_cfg.max_iters={updates}")
     figures: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
 
 
@@ -86,8 +94,7 @@ def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], 
     for seed in seeds:
         folder = out / f"seed_{seed}"
         for name in dict.fromkeys(row.teacher for row in ablation.rows if row.teacher):
-            recipe, overrides = ablation.teachers[name]
-            options = (*overrides, f"train_cfg.max_iters={ablation.teacher_updates}")
+            recipe, options = ablation.teachers[name][0], ablation.teacher_options(name)
             jobs[folder / name] = Job(recipes / f"{recipe}.yaml", folder / name, seed, options, threads)
     for seed in seeds:
         folder = out / f"seed_{seed}"
@@ -96,13 +103,10 @@ def jobs_of(ablation: Ablation, recipes: Path, out: Path, seeds: Sequence[int], 
                 continue
             options, needs = (*ablation.shared, *row.overrides), ()
             if row.teacher:
-                _, overrides = ablation.teachers[row.teacher]
                 needs = (folder / row.teacher,)
-                options += (
-                    f"prerequisites.teacher.run={folder / row.teacher}",
-                    f"prerequisites.teacher.recipe.train_cfg.max_iters={ablation.teacher_updates}",
-                    *(f"prerequisites.teacher.recipe.{item}" for item in overrides),
-                )
+                entry = f"prerequisites.{ablation.prerequisite}"
+                own = (f"{entry}.recipe.{item}" for item in ablation.teacher_options(row.teacher))
+                options += (f"{entry}.run={folder / row.teacher}", *own)
             work_dir = folder / row.run
             jobs[work_dir] = Job(recipes / f"{row.recipe}.yaml", work_dir, seed, options, threads, needs)
     return list(jobs.values())

@@ -47,7 +47,7 @@ _NO_MATRIX_WORK = (
     "elu feature_dropout gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax mish "
     "prelu relu6 selu sigmoid silu softmax softplus "
     # reductions without products
-    "all amax amin any argmax argmin argsort cumsum logsumexp mean min sort sum topk"
+    "all amax amin any argmax argmin argsort avg_pool2d cumsum logsumexp mean min sort sum topk"
 )
 
 _registered: dict[str, Handle | None] = {}

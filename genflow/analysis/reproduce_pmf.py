@@ -71,7 +71,7 @@ def toy_distances(out: Path, count: int = 2000) -> dict[str, dict[int, float]]:
     data = _points(count)
     return {
         name: {
-            dimensions: _energy_distance(plane, data) + off
+            dimensions: energy_distance(plane, data) + off
             for dimensions in DIMENSIONS
             for plane, off in [_samples(_toy_run(out, name, dimensions), dimensions, count)]
         }
@@ -110,7 +110,7 @@ def _samples(run: Path, dimensions: int, count: int) -> tuple[Tensor, float]:
     return plane, (samples - plane @ basis.T).norm(dim=1).mean().item()
 
 
-def _energy_distance(samples: Tensor, data: Tensor) -> float:
+def energy_distance(samples: Tensor, data: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 for equal distributions."""
     within = torch.cdist(samples, samples).mean() + torch.cdist(data, data).mean()
     return (2 * torch.cdist(samples, data).mean() - within).item()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,19 @@ from torch import Tensor, nn
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive
+from genflow.slots import NotNegative, Positive, Size
+
+
+@dataclass(frozen=True)
+class StartSection:
+    """Where an untrained network puts standard normal noise: a Gaussian blob.
+
+    Args:
+        mean, std: of each channel.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[Size]
 
 
 @BACKBONES.register_module()
@@ -24,6 +37,11 @@ class MLP(Backbone):
         width: of the hidden layers.
         layers: linear maps.
         num_classes: classes, which enter as one-hot vectors; 0 builds an unconditional backbone.
+        start: the output is ``mean + std * x`` and the layers' own on top, which is zero before training, for their
+            last one is; None is the layers' output alone, all at random.
+
+    Raises:
+        ValueError: ``start`` is not of as many channels.
     """
 
     def __init__(
@@ -33,6 +51,7 @@ class MLP(Backbone):
         width: Positive = 256,
         layers: Positive = 7,
         num_classes: NotNegative = 0,
+        start: StartSection | None = None,
     ):
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
@@ -41,6 +60,15 @@ class MLP(Backbone):
         features = channels * image_size**2
         widths = [features + num_classes + 2, *[width] * (layers - 1), features]
         self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in itertools.pairwise(widths))
+        self.start = start
+        if start is not None:
+            if not len(start.mean) == len(start.std) == channels:
+                raise ValueError(f"start has {len(start.mean)} means and {len(start.std)} stds for {channels} channels")
+            for name in ("mean", "std"):  # constants, which the recipe says
+                values = torch.tensor(getattr(start, name), dtype=torch.float32).view(-1, 1, 1)
+                self.register_buffer(f"start_{name}", values, persistent=False)
+            nn.init.zeros_(self.layers[-1].weight)
+            nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
@@ -53,4 +81,5 @@ class MLP(Backbone):
         hidden = torch.cat(inputs, dim=1)
         for layer in self.layers[:-1]:
             hidden = torch.relu(layer(hidden))
-        return {"main": self.layers[-1](hidden).view_as(x)}
+        output = self.layers[-1](hidden).view_as(x)
+        return {"main": output if self.start is None else self.start_mean + self.start_std * x + output}

@@ -29,7 +29,7 @@ _GENERATORS = {
 }
 #: Recipes of the released encoders by width and side of a patch.
 _ENCODERS = {(256, 1): "mae_latent_256", (640, 1): "mae_latent_640", (640, 8): "mae_pixel_640"}
-#: What the published code takes for an entry that is not there.
+#: Taken for an entry of ``model_config`` that is not there: what can be left out of the network is out.
 _DEFAULTS = {
     **dict.fromkeys(("use_rmsnorm", "use_swiglu", "use_rope", "use_qknorm", "use_bf16"), False),
     "attn_fp32": True,
@@ -61,24 +61,26 @@ def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None
         recipe = recipes / f"{_find_recipe(folder / CONFIG_FILE, config)}.yaml"
     resolved = load_recipe(recipe)
     graph = ComponentGraph.from_recipe(resolved)
-    trained = build_on_meta(graph).artifact_module
-    if not isinstance(trained, LightningDiT | LatentMAE):
-        name = type(trained).__name__
+    network = graph.build_artifact()
+    if not isinstance(network, LightningDiT | LatentMAE):
+        name = type(network).__name__
         raise UserError(f"{recipe}: model: trains a {name}, Drifting's weights are a LightningDiT's or a LatentMAE's")
+    try:
+        kept = to_jax(network.state_dict())
+    except ValueError as error:
+        raise UserError(f"{recipe}: not a network of Drifting: {error}") from None
     _check_config(folder / CONFIG_FILE, config, graph, recipe)
     file = folder / WEIGHTS_FILE
     arrays = read_flax(file)
-    expected = to_jax(trained.state_dict())
-    if not any(path.startswith("decoder/") for path in arrays):
-        expected = {path: value for path, value in expected.items() if not path.startswith("decoder/")}
+    has_decoder = any(path.startswith("decoder/") for path in arrays)
     try:
-        check_state(expected, arrays)
+        check_state(to_jax(build_on_meta(graph).artifact_module.state_dict()) if has_decoder else kept, arrays)
     except ValueError as error:
         raise UserError(f"{file}: does not fit {recipe}: {error}") from None
     for path, value in arrays.items():
-        if not value.isfinite().all():
+        if not value.float().isfinite().all():
             raise UserError(f"{file}: '{path}' is not finite")
-    state = from_jax({path: arrays[path] for path in to_jax(graph.build_artifact().state_dict())})
+    state = from_jax({path: arrays[path] for path in kept})
     del arrays
     # Every array is given back as soon as its copy is there.
     weights = {name: state.pop(name).float().contiguous() for name in list(state)}
@@ -87,7 +89,7 @@ def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """The ``model_config`` of a release, with the published code's defaults."""
+    """The ``model_config`` of a release, with what it leaves out."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
@@ -117,7 +119,7 @@ def _check_config(file: Path, config: Mapping[str, Any], graph: ComponentGraph, 
     bound = inspect.signature(node.cls).bind(**node.arguments)
     bound.apply_defaults()
     ours = bound.arguments
-    if node.cls is LightningDiT:
+    if issubclass(node.cls, LightningDiT):
         ours["condition_width"] = ours["condition_width"] or ours["width"]
         theirs = _generator_arguments(config)
     else:

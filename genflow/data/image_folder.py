@@ -7,18 +7,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genflow.crops import draw_boxes
 from genflow.data.base import Dataset
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.registry import DATASETS
-from genflow.slots import Positive
+from genflow.slots import Positive, Share
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
 
 @DATASETS.register_module()
 class ImageFolder(Dataset):
-    """``data_root/CLASS/PICTURE``, cropped to squares as ADM does (pMF, spec 10).
+    """``data_root/CLASS/PICTURE``, cropped to squares as ADM does (pMF, spec 10), or at random (Drifting, spec 8).
 
     Classes and their pictures are in the order of their names, class k being the k-th folder. Pictures are files
     ending in .jpeg, .jpg, .png, .webp or .bmp, of any mode, read as RGB.
@@ -28,17 +29,27 @@ class ImageFolder(Dataset):
         image_size: side S of the squares, see :func:`center_crop`.
         num_classes: classes, as many as ``data_root`` has folders.
         flip: mirror pictures with probability 1/2.
+        crop_area: train on random boxes with a share of the picture's area between these, resized to the square
+            (see :func:`~genflow.crops.draw_boxes`); None for the middle of the picture.
 
     Raises:
         UserError: one line that names ``data_root`` and what is missing or wrong in it.
     """
 
-    def __init__(self, data_root: str, image_size: Positive, num_classes: Positive = 1000, flip: bool = False):
+    def __init__(
+        self,
+        data_root: str,
+        image_size: Positive,
+        num_classes: Positive = 1000,
+        flip: bool = False,
+        crop_area: tuple[Share, Share] | None = None,
+    ):
         self.data_root = data_root
         self.image_size = image_size
         self.image_shape = (3, image_size, image_size)
         self.num_classes = num_classes
         self.flip = flip
+        self.crop_area = crop_area
         try:
             with os.scandir(data_root) as entries:
                 self.classes = sorted(entry.name for entry in entries if entry.is_dir())
@@ -70,23 +81,33 @@ class ImageFolder(Dataset):
             IndexError: an index outside the data set.
         """
         labels = np.searchsorted(self._ends, indices.numpy(), side="right")
-        pixels = np.stack([self._read(*pair) for pair in zip(labels, indices.numpy(), strict=True)])
+        own = [None] * len(indices) if draws is None else [draws[row : row + 1] for row in range(len(indices))]
+        pixels = np.stack([self._read(*sample) for sample in zip(labels, indices.numpy(), own, strict=True)])
         images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         if self.flip and draws is not None:
             mirrored = (draws.uniform("flip") < 0.5).view(-1, 1, 1, 1)
             images = torch.where(mirrored, images.flip(3), images)
         return {"images": images.contiguous(), "labels": torch.from_numpy(labels)}
 
-    def _read(self, label: int, index: int) -> np.ndarray:
+    def _read(self, label: int, index: int, draws: Draws | None) -> np.ndarray:
         """Sample ``index`` as (S, S, 3) bytes."""
         # Counted from the end of its class.
         name = os.fsdecode(self._names[label][index - self._ends[label]])
         path = os.path.join(self.data_root, self.classes[label], name)
         try:
             with Image.open(path) as picture:
-                return np.asarray(center_crop(picture.convert("RGB"), self.image_size))
+                return np.asarray(self._crop(picture.convert("RGB"), draws))
         except Exception as error:  # decoders fail in many ways
             raise UserError(f"{path}: not a readable picture: {error}") from None
+
+
+    def _crop(self, picture: Image.Image, draws: Draws | None) -> Image.Image:
+        if draws is None or self.crop_area is None:
+            return center_crop(picture, self.image_size)
+        boxes = draw_boxes(draws, picture.height, picture.width, self.crop_area, use="picture crop")
+        top, left, height, width = boxes[0].tolist()
+        side = (self.image_size, self.image_size)
+        return picture.resize(side, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
 
 
 def center_crop(picture: Image.Image, side: int) -> Image.Image:

@@ -12,7 +12,11 @@ from genflow.draws import Draws
 from genflow.registry import DATASETS
 from genflow.slots import Positive, Range
 
-Distribution = Literal["swiss_roll", "checkerboard", "eight_gaussians", "two_moons"]
+Distribution = Literal["swiss_roll", "checkerboard", "eight_gaussians", "two_moons", "two_modes"]
+
+#: ``two_modes``: distance of either centre from the middle, and standard deviations of a mode, across and up.
+MODE_CENTRE = 0.45
+MODE_STD = (0.12, 0.04)
 
 _SEED = 0
 
@@ -21,7 +25,8 @@ def draw_points(name: Distribution, draws: Draws) -> Tensor:
     """Points of one of the distributions: (B, 2) float32 in [-1, 1], one for each position of ``draws``.
 
     All are about centred, and scaled by a constant such that the standard deviation of each axis is 0.4
-    to 0.5; the few points of Gaussian tails that this leaves outside the square are moved to its border.
+    to 0.5, but for the flat ``two_modes``, of which it is that of the horizontal one; the few points of Gaussian tails
+    that this leaves outside the square are moved to its border.
     ``draw_points("two_moons", Draws(seed, torch.arange(n)))`` draws n points.
     """
     return _DISTRIBUTIONS[name](draws).clamp(-1, 1)
@@ -62,11 +67,19 @@ def _two_moons(draws: Draws) -> Tensor:
     return noisy * noisy.new_tensor([0.52, 0.85])
 
 
+def _two_modes(draws: Draws) -> Tensor:
+    """Two Gaussians at equal height, wider than they are tall (Drifting, spec 12.1)."""
+    centre = torch.where(draws.uniform("two modes side") < 0.5, -MODE_CENTRE, MODE_CENTRE)
+    noise = draws.normal("two modes noise", (2,))
+    return noise * noise.new_tensor(MODE_STD) + torch.stack([centre, torch.zeros_like(centre)], dim=1)
+
+
 _DISTRIBUTIONS: dict[str, Callable[[Draws], Tensor]] = {
     "swiss_roll": _swiss_roll,
     "checkerboard": _checkerboard,
     "eight_gaussians": _eight_gaussians,
     "two_moons": _two_moons,
+    "two_modes": _two_modes,
 }
 
 

@@ -114,10 +114,14 @@ class TrainingState:
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: does not continue this recipe: {error}") from error
         if self.method.process_state() is not None:
-            self._restore_process(_process_file(path))
+            self._restore_process(path)
         self.step = state["step"]
 
-    def _restore_process(self, path: Path) -> None:
+    def _restore_process(self, checkpoint: Path) -> None:
+        path, found = _process_file(checkpoint), _process_files(checkpoint)
+        if found and path not in found:
+            saved = found[0].name.rpartition("_")[2]
+            raise UserError(f"{checkpoint}: was saved by {saved} process(es), this run has {rank_and_size()[1]}")
         try:
             self.method.load_process_state(read_state(path))
         except (ValueError, KeyError) as error:

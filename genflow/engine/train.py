@@ -127,7 +127,7 @@ def _check_model(graph: ComponentGraph, dataset: Any, batch_size: int) -> Genera
             f"the model {method.num_classes}"
         )
     for module in method.modules():
-        if isinstance(module, Codec) and not module.can_decode:
+        if isinstance(module, Codec) and not module.can_decode and method.generator is not None:
             raise UserError(f"{graph.source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
         if isinstance(module, FeatureEncoder) and not module.has_weights:
             name = type(module).__name__

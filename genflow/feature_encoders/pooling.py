@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,12 +25,14 @@ def pooled_features(
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
     features = {name: maps.flatten(2).mT} if positions else {}
     if pooled:
-        features[f"{name}_mean"] = maps.mean(dim=(2, 3)).unsqueeze(1)
-        features[f"{name}_std"] = _std(wide, (2, 3)).unsqueeze(1)
+        mean = wide.mean(dim=(2, 3))
+        features[f"{name}_mean"] = mean.to(maps.dtype).unsqueeze(1)
+        features[f"{name}_std"] = _std(mean, wide.square().mean(dim=(2, 3))).unsqueeze(1)
     for side in windows:
         if maps.shape[2] % side == 0 and maps.shape[3] % side == 0:
-            features[f"{name}_mean_{side}"] = _cells(maps, side).mean(dim=(3, 5)).flatten(2).mT
-            features[f"{name}_std_{side}"] = _std(_cells(wide, side), (3, 5)).flatten(2).mT
+            mean = F.avg_pool2d(wide, side)
+            features[f"{name}_mean_{side}"] = mean.to(maps.dtype).flatten(2).mT
+            features[f"{name}_std_{side}"] = _std(mean, F.avg_pool2d(wide.square(), side)).flatten(2).mT
     return features
 
 
@@ -41,10 +44,6 @@ def pooled_names(
     return tuple(pooled_features(name, empty, windows, positions, pooled))
 
 
-def _cells(maps: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) to (B, C, H / side, side, W / side, side)."""
-    return maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-
-
-def _std(maps: Tensor, axes: tuple[int, int]) -> Tensor:
-    return (maps.var(dim=axes, correction=0) + 1e-6).sqrt()
+def _std(mean: Tensor, square: Tensor) -> Tensor:
+    # Rounding may make the difference negative. Tensor.var takes several times as long on a CPU.
+    return ((square - mean.square()).clamp(min=0) + 1e-6).sqrt()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from genflow.errors import UserError
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
 from genflow.registry import FIELD_ESTIMATORS
 from genflow.slots import Positive
@@ -35,10 +36,10 @@ class SinkhornField(PairwiseDrift):
         """As the contract says.
 
         Raises:
-            ValueError: a single generated sample, which has no independent ones.
+            UserError: a single generated sample, which has no independent ones.
         """
         if counts.generated < 2:
-            raise ValueError("SinkhornField needs at least two generated samples per label")
+            raise UserError("SinkhornField needs at least two generated samples per label")
         sources = self.sources(counts)
         costs = distances.square() / (-2 * temperature)
         mass = distances.new_zeros(len(distances), counts.total) if weights is None else weights.log()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genflow.analysis import reproduce_biflow
+from genflow.analysis import reproduce_biflow, reproduce_drifting
 from genflow.analysis.ablation import (
     EXACT_INVERSE,
     Ablation,
@@ -49,7 +49,9 @@ def no_progress(done, total):
     pass
 
 
-@pytest.mark.parametrize("plan", [reproduce_biflow.PAPER_ROWS, reproduce_biflow.OPEN_POINTS])
+@pytest.mark.parametrize(
+    "plan", [reproduce_biflow.PAPER_ROWS, reproduce_biflow.OPEN_POINTS, reproduce_drifting.PAPER_ROWS]
+)
 def test_every_run_of_a_plan_is_a_valid_recipe_and_fits_its_teacher(plan, tmp_path):
     jobs = jobs_of(plan, RECIPES, tmp_path, [0], threads=1)
     assert len({job.work_dir for job in jobs}) == len(jobs)
@@ -60,10 +62,10 @@ def test_every_run_of_a_plan_is_a_valid_recipe_and_fits_its_teacher(plan, tmp_pa
         if not job.needs:
             teachers[job.work_dir] = recipe
         else:
-            entry = recipe["prerequisites"]["teacher"]
+            entry = recipe["prerequisites"][plan.prerequisite]
             assert (Path(entry["run"]),) == job.needs
             assert entry["recipe"] == teachers[job.needs[0]]  # what it expects is what was trained
-            assert recipe["model"]["noise_std"] == entry["recipe"]["model"]["noise_std"]
+            assert recipe["model"].get("noise_std") == entry["recipe"]["model"].get("noise_std")
     shown = {tmp_path / "seed_0" / row.run for row in plan.rows}
     assert shown <= {job.work_dir for job in jobs}
 

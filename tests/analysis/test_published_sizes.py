@@ -1,4 +1,7 @@
-"""Parameters and multiply-adds of the ImageNet recipes in all sizes (BiFlow spec, item 35; pMF spec, 14)."""
+"""Parameters and multiply-adds of the ImageNet recipes in all sizes.
+
+BiFlow, spec, item 35; pMF, spec 14; Drifting, spec 2.1 and 5.1.
+"""
 
 from pathlib import Path
 
@@ -67,6 +70,38 @@ def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
         assert cost.generator_params / 1e6 == pytest.approx(millions, rel=0.005)
         assert cost.generator_macs / 1e9 == pytest.approx(gmacs, rel=0.005)
         assert cost.nfe == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "gmacs"),
+    [
+        ("drift_ablation_imagenet", 132_708_880, 24.5),
+        ("drift_b2_imagenet", 132_708_880, 24.5),
+        ("drift_l2_imagenet", 462_909_456, 86.4),
+        ("drift_b16_imagenet_pixels", 133_864_704, 24.8),
+        ("drift_l16_imagenet_pixels", 464_450_304, 86.8),
+    ],
+)
+def test_generators_of_drifting(recipe, parameters, gmacs):
+    if "pixels" not in recipe:
+        pytest.importorskip("diffusers")
+    graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))
+    generator = build_on_meta(graph, for_training=False).generator
+    assert sum(parameter.numel() for parameter in generator.network.parameters()) == parameters
+    published = graph.settings().published
+    assert published["params_m"] == pytest.approx(parameters / 1e6, rel=0.003)
+    assert published["gflops"] == pytest.approx(gmacs, rel=0.005)
+    if "_b16_" in recipe or "_ablation_" in recipe:  # tracing the larger ones takes seconds
+        assert count_generator(generator).generator_macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_features_of_drifting_are_those_of_the_paper():
+    """86 features of latents, 13 more of ConvNeXt for pixels (spec 4.1), for every label and position."""
+    pytest.importorskip("diffusers")
+    for recipe, count in (("drift_ablation_imagenet", 86), ("drift_b16_imagenet_pixels", 99)):
+        graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))
+        encoders = build_on_meta(graph).encoders
+        assert 1 + sum(len(encoder.feature_names) for encoder in encoders) == count
 
 
 @pytest.mark.parametrize(

@@ -131,3 +131,26 @@ def test_pictures_that_cannot_be_read(root, damage):
         read(root).batch(torch.tensor([1, 0]), None)
     message = str(caught.value)
     assert message.startswith(f"{file}: not a readable picture: ") and message.isprintable()
+
+
+def test_random_crops_are_drawn_per_sample_and_only_for_training(root):
+    Image.fromarray(noise(24, 40)).save(root / "a" / "0.png")
+    dataset = read(root, crop_area=(0.2, 0.5))
+    index = torch.zeros(2, dtype=torch.int64)
+    draws = Draws(0, torch.tensor([5, 6]))
+    crops = dataset.batch(index, draws)["images"]
+    assert not torch.equal(crops[0], crops[1])
+    assert torch.equal(dataset.batch(index[:1], draws[1:])["images"][0], crops[1])
+    assert torch.equal(dataset.batch(index, None)["images"], read(root).batch(index, None)["images"])
+
+
+def test_a_random_crop_shows_its_share_of_the_picture(root):
+    # Columns rise evenly from left to right: a crop's range of values is the width of its box.
+    ramp = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8)[:, None], (120, 120, 3))
+    Image.fromarray(ramp).save(root / "a" / "0.png")
+    dataset = ImageFolder(str(root), 60, num_classes=2, crop_area=(0.25, 0.25))
+    index = torch.zeros(20, dtype=torch.int64)
+    crops = dataset.batch(index, Draws(1, torch.arange(20)))["images"]
+    heights = (crops.amax(dim=(1, 2, 3)) - crops.amin(dim=(1, 2, 3))) * 127.5 / 2
+    # A quarter of the area is 60 x 60 at aspect 1; 52 to 69 rows at aspects 4/3 to 3/4.
+    assert heights.min() > 49 and heights.max() < 70 and heights.max() - heights.min() > 5

@@ -1,4 +1,7 @@
-"""tools/convert_checkpoint.py: small networks of the published code to runs that sample, and what is refused."""
+"""tools/convert_checkpoint.py: small networks of the published code to runs that sample, and what is refused.
+
+What is refused of Drifting's releases, tests/conversion has.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -147,6 +151,53 @@ def test_other_forms_of_a_release(here, form):
     with torch.no_grad():
         velocity = generator.field.velocity(generator.network, z, t, r, condition)["main"]
     close(velocity.permute(0, 2, 3, 1), archive["mid/u"])
+
+
+def write_drifting():
+    """A golden generator as Drifting's are released, and its recipe."""
+    archive = np.load(GOLDEN.parent / "drifting" / "generator_pixel_like.npz", allow_pickle=False)
+    config = json.loads(str(archive["config"]))
+    tree = {}
+    for name in (name for name in archive.files if name.startswith("params/")):
+        *parents, end = name.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        array = (archive[name].shape, archive[name].dtype.name, archive[name].tobytes())
+        place[end] = msgpack.ExtType(1, msgpack.packb(array))
+    folder = Path("release")
+    folder.mkdir()
+    (folder / "metadata.json").write_text(json.dumps({"model_config": config}))
+    (folder / "ema_params.msgpack").write_bytes(msgpack.packb(tree["params"]))
+    backbone = {
+        "type": "LightningDiT",
+        "image_size": 16,
+        "patch_size": 4,
+        "width": 24,
+        "depth": 1,
+        "heads": 3,
+        "channels": 3,
+        "num_classes": 5,
+        "condition_width": 20,
+        "context_tokens": 2,
+        "style_codebooks": 2,
+        "style_entries": 4,
+    }
+    model = {"type": "Drifting", "backbone": backbone, "field": {"type": "DriftingField"}, "labels_per_update": 1}
+    model["codec"] = {"type": "Identity", "image_size": 16}
+    Path("tiny.yaml").write_text(dump_yaml({"model": model}), encoding="utf-8")
+    return folder
+
+
+def test_a_drifting_release_becomes_a_run_that_samples(here):
+    write_drifting()
+    assert run("convert_checkpoint", "drifting", "release", "runs/drift", "--recipe", "tiny.yaml") == (
+        "runs/drift: release with tiny.yaml\n"
+    )
+    folder = Path("runs/drift")
+    assert sorted(os.listdir(folder)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
+    images = load_generator(open_run(folder), folder).sample(torch.tensor([2, 2, 3]), seed=0, guidance=1.5)
+    assert images.shape == (3, 3, 16, 16) and not images[0].equal(images[1])
 
 
 # What is refused
@@ -292,8 +343,21 @@ def test_nothing_is_overwritten_and_nothing_half_written(refused, monkeypatch):
     assert len(os.listdir("run")) == 3
 
 
+def test_a_drifting_release_that_does_not_fit(refused):
+    folder = write_drifting()
+    assert refused("convert_checkpoint", "drifting", folder, "run") == (
+        "error: release/metadata.json: model_config is of a model that was not released; give its recipe with --recipe"
+    )
+    (folder / "ema_params.msgpack").write_bytes(b"no weights")
+    line = refused("convert_checkpoint", "drifting", folder, "run", "--recipe", "tiny.yaml")
+    assert line.startswith("error: release/ema_params.msgpack: not a complete file of Flax parameters: ")
+    line = refused("convert_checkpoint", "drifting", "none", "run")
+    assert line.startswith("error: none/metadata.json: no such file; expected a folder with metadata.json and ")
+
+
 def test_options(refused):
     assert "the following arguments are required: PROJECT" in refused("convert_checkpoint")
     assert "the following arguments are required: FILE, OUT" in refused("convert_checkpoint", "pmf")
+    assert "the following arguments are required: FOLDER, OUT" in refused("convert_checkpoint", "drifting")
     assert "invalid choice: 'pnf'" in refused("convert_checkpoint", "pnf", "a.pt", "run")
     assert "unrecognized arguments: --force" in refused("convert_checkpoint", "pmf", "a.pt", "run", "--force")

@@ -12,6 +12,7 @@ from genflow.draws import Draws
 from genflow.engine.averages import WeightAverage
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.schedule import WarmupLR
+from genflow.methods.base import Method
 from genflow.sections import AverageSection
 
 ARCHIVE = np.load(Path(__file__).parents[1] / "golden" / "drifting" / "optimizer.npz", allow_pickle=False)
@@ -43,7 +44,7 @@ def test_rates(name):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=0, abs=2e-7 * case["learning_rate"])
 
 
-class Given(torch.nn.Module):
+class Given(Method):
     """A method whose gradients are the stored ones, update by update."""
 
     def __init__(self):
