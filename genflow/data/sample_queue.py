@@ -57,7 +57,7 @@ class RingBuffers:
         if self.entries is None:
             shape = (len(self.filled), self.size, *samples.shape[1:])
             pinned = torch.cuda.is_available()
-            self.entries = torch.empty(shape, dtype=getattr(torch, self.storage), pin_memory=pinned)
+            self.entries = torch.zeros(shape, dtype=getattr(torch, self.storage), pin_memory=pinned)
         order = torch.argsort(buffers, stable=True)
         buffers = buffers[order]
         pushed = torch.bincount(buffers, minlength=len(self.filled))

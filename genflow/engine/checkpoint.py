@@ -125,7 +125,8 @@ class TrainingState:
         try:
             self.method.load_process_state(read_state(path))
         except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: does not continue this recipe: {error}") from error
+            problem = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path}: does not continue this recipe: {problem}") from error
 
     def _restore_optimizer(self, saved: dict[str, Any], schedulers: list[dict[str, Any]]) -> None:
         """Take over moments and counters; rates, decays and schedules are those of the present recipe."""

@@ -2,8 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +246,9 @@ def _run(
         limit = settings.train_cfg.max_iters
         raise UserError(f"{checkpoint}: has done {start} updates, train_cfg.max_iters is {limit}")
     rank, size = rank_and_size()
-
-    def loader_from(step: int) -> Any:
-        workers = data.num_workers
-        return build_loader(
-            data.dataset, data.batch_size, settings.seed, step, rank=rank, world_size=size, num_workers=workers
-        )
-
-    replayed = min(start, method.replay)
-    batches = itertools.islice(loader_from(start - replayed), replayed)
-    for batch in track(batches, "reading past samples", total=replayed, disable=not (replayed and is_main())):
-        method.observe(batch)
+    sharing = {"rank": rank, "world_size": size, "num_workers": data.num_workers}
+    loader_from = partial(build_loader, data.dataset, data.batch_size, settings.seed, **sharing)
+    _replay(method, loader_from, start)
     loader = loader_from(start)
     if is_main():
         artifacts.write_recipe(work_dir, recipe)
@@ -289,6 +282,15 @@ def _run(
         _finish(graph, runner, work_dir, seconds, cost, settings.train_cfg.max_iters - start)
     barrier()
     return work_dir
+
+
+def _replay(method: Method, loader_from: Callable[[int], Iterable], start: int) -> None:
+    """Show a method that resumes after ``start`` updates the batches that it wants to have seen."""
+    count = min(start, method.replay)
+    if count:
+        batches = itertools.islice(loader_from(start - count), count)
+        for batch in track(batches, "reading past samples", total=count, disable=not is_main()):
+            method.observe(batch)
 
 
 def build_optimizer(optimizer: Deferred, method: Method) -> torch.optim.Optimizer:

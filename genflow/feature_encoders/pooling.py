@@ -25,14 +25,16 @@ def pooled_features(
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
     features = {name: maps.flatten(2).mT} if positions else {}
     if pooled:
-        mean = wide.mean(dim=(2, 3))
-        features[f"{name}_mean"] = mean.to(maps.dtype).unsqueeze(1)
-        features[f"{name}_std"] = _std(mean, wide.square().mean(dim=(2, 3))).unsqueeze(1)
+        mean = wide.mean(dim=(2, 3), keepdim=True)
+        features[f"{name}_mean"] = mean.to(maps.dtype).flatten(2).mT
+        features[f"{name}_std"] = _root((wide - mean).square().mean(dim=(2, 3), keepdim=True)).flatten(2).mT
     for side in windows:
         if maps.shape[2] % side == 0 and maps.shape[3] % side == 0:
+            # Tensor.var over the axes of windows takes many times as long on a CPU.
             mean = F.avg_pool2d(wide, side)
+            centred = wide - F.interpolate(mean, scale_factor=side, mode="nearest")
             features[f"{name}_mean_{side}"] = mean.to(maps.dtype).flatten(2).mT
-            features[f"{name}_std_{side}"] = _std(mean, F.avg_pool2d(wide.square(), side)).flatten(2).mT
+            features[f"{name}_std_{side}"] = _root(F.avg_pool2d(centred.square(), side)).flatten(2).mT
     return features
 
 
@@ -40,10 +42,9 @@ def pooled_names(
     name: str, height: int, width: int, windows: Sequence[int] = (2, 4), positions: bool = True, pooled: bool = True
 ) -> tuple[str, ...]:
     """The names that :func:`pooled_features` gives a map of ``height`` x ``width`` positions, in its order."""
-    empty = torch.zeros(0, 1, height, width, device="meta")
-    return tuple(pooled_features(name, empty, windows, positions, pooled))
+    maps = torch.empty(1, 1, height, width, device="meta")
+    return tuple(pooled_features(name, maps, windows, positions, pooled))
 
 
-def _std(mean: Tensor, square: Tensor) -> Tensor:
-    # Rounding may make the difference negative. Tensor.var takes several times as long on a CPU.
-    return ((square - mean.square()).clamp(min=0) + 1e-6).sqrt()
+def _root(variance: Tensor) -> Tensor:
+    return (variance + 1e-6).sqrt()

@@ -129,6 +129,8 @@ class DriftEstimator(FieldEstimator):
 
     #: Temperatures of the kernel, in units of the mean distance; a drift is a sum over them.
     temperatures: tuple[float, ...]
+    #: Generated samples per label that it needs.
+    least_generated: int = 1
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from genflow.errors import UserError
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
 from genflow.registry import FIELD_ESTIMATORS
 from genflow.slots import Positive
@@ -25,6 +24,9 @@ class SinkhornField(PairwiseDrift):
         further arguments: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
     """
 
+    # A single one has no independent ones.
+    least_generated = 2
+
     def __init__(self, iterations: Positive = 10, **further):
         super().__init__(**further)
         self.iterations = iterations
@@ -33,13 +35,6 @@ class SinkhornField(PairwiseDrift):
         return counts.generated + counts.negative
 
     def coefficients(self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float) -> Tensor:
-        """As the contract says.
-
-        Raises:
-            UserError: a single generated sample, which has no independent ones.
-        """
-        if counts.generated < 2:
-            raise UserError("SinkhornField needs at least two generated samples per label")
         sources = self.sources(counts)
         costs = distances.square() / (-2 * temperature)
         mass = distances.new_zeros(len(distances), counts.total) if weights is None else weights.log()

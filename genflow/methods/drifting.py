@@ -63,12 +63,16 @@ class Drifting(Method):
         encoders: Sequence[FeatureEncoder] = (),
         compare_samples: bool = True,
         guidance: NegativeGuidance | None = None,
-        queue: QueueSection = QueueSection(),
+        queue: QueueSection | None = None,
         default_guidance: float = 1.0,
     ):
         super().__init__()
         if guidance is not None and "guidance" not in backbone.uses:
             raise ValueError(f"guidance is drawn, but the {type(backbone).__name__} is not told any")
+        if samples_per_label < field.least_generated:
+            raise ValueError(
+                f"samples_per_label is {samples_per_label}, a {type(field).__name__} needs {field.least_generated}"
+            )
         names = ["global"] if compare_samples else []
         names += [name for encoder in encoders for name in encoder.feature_names]
         for name in names:
@@ -83,8 +87,9 @@ class Drifting(Method):
         self.encoders = nn.ModuleList(encoders)
         self.compare_samples = compare_samples
         self.guidance = guidance
-        self.queue_section = queue
-        self.queue = SampleQueue(backbone.num_classes, queue)
+        self.queue_section = queue or QueueSection()
+        self.queue = SampleQueue(backbone.num_classes, self.queue_section)
+        self._newest = -1  # the last update whose images are in the queue
         self.generator = DriftingGenerator(backbone, codec, default_guidance)
         self._statistics: Mapping[str, DriftStatistics] | None = None
         self._losses: dict[str, Tensor] = {}
@@ -104,13 +109,19 @@ class Drifting(Method):
         return self.queue_section.refill_updates if self.queue_section.resume == "refill" else 0
 
     def observe(self, batch: Mapping[str, Any]) -> None:
-        """Push a batch of the data set to the queue."""
-        self.queue.push(batch["images"], batch["labels"])
+        """Push a batch of the data set to the queue, once: a run that goes on after it diverged sees one again."""
+        update = int(batch["draws"].positions[0]) // batch["draws"].batch_size
+        if update > self._newest:
+            self._newest = update
+            self.queue.push(batch["images"], batch["labels"])
 
     def process_state(self) -> dict[str, Tensor] | None:
-        return self.queue.state() if self.queue_section.resume == "save" else None
+        if self.queue_section.resume == "refill":
+            return None
+        return {**self.queue.state(), "newest_update": torch.tensor(self._newest)}
 
     def load_process_state(self, state: dict[str, Tensor]) -> None:
+        self._newest = int(state["newest_update"])
         self.queue.load_state(state)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,8 +136,8 @@ class Drifting(Method):
         """
         self.observe(batch)
         labels, draws = batch["labels"], batch["draws"]
-        rows, processes = len(labels), draws.batch_size // len(labels)
-        share = self.labels_per_update // processes
+        rows = len(labels)
+        share = self.labels_per_update * rows // draws.batch_size
         chosen = labels[draws.uniform("label choice").argsort()[:share]]
         update, rank = draws.positions[0] // draws.batch_size, draws.places[0] // rows
         positions = update * self.labels_per_update + rank * share + torch.arange(share)

@@ -202,7 +202,7 @@ def shrink(path):
     [
         (Path.unlink, "process_0_of_1: no such weights file"),
         (damage, "process_0_of_1: not a complete weights file"),
-        (replace_by_weights, "process_0_of_1: does not continue this recipe: 'class.entries'"),
+        (replace_by_weights, "process_0_of_1: does not continue this recipe: it has no 'newest_update'"),
         (shrink, "process_0_of_1: does not continue this recipe: its queue has 10 buffers of 4 entries"),
     ],
 )

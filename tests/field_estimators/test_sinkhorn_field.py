@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from genflow.errors import UserError
 from genflow.field_estimators import SinkhornField
 from genflow.field_estimators.base import FeatureSets
 from genflow.field_estimators.pairwise_drift import Counts
@@ -98,8 +97,3 @@ def test_drift_is_the_way_from_generated_to_real_samples():
     assert torch.allclose(apart.mean(dim=0), SHIFT, atol=0.15)
     assert alike.mean(dim=0).norm() < 0.15
     assert alike.square().mean() < apart.square().mean() / 8
-
-
-def test_one_generated_sample_is_refused():
-    with pytest.raises(UserError, match="at least two generated samples per label"):
-        coefficients(points(1), points(3, seed=1), points(4, seed=2))

@@ -13,7 +13,7 @@ from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.field_estimators import DriftingField
+from genflow.field_estimators import DriftingField, SinkhornField
 from genflow.guidance import NegativeMixing
 from genflow.methods import Drifting
 
@@ -49,7 +49,7 @@ class Cells(FeatureEncoder):
         return {self.feature_names[0]: nn.functional.conv2d(images, self.weight, stride=2).flatten(2).mT}
 
 
-def build(num_classes=CLASSES, guided=True, backbone=None, encoders=None, **options):
+def build(num_classes=CLASSES, guided=True, backbone=None, encoders=None, field=None, **options):
     """A small method whose network has random weights in the place of its zeros."""
     torch.manual_seed(0)
     if backbone is None:
@@ -71,7 +71,7 @@ def build(num_classes=CLASSES, guided=True, backbone=None, encoders=None, **opti
     sizes = {"labels_per_update": LABELS, "samples_per_label": GENERATED, "positives": POSITIVES}
     return Drifting(
         backbone,
-        DriftingField(),
+        DriftingField() if field is None else field,
         Halving(),
         encoders=[Cells()] if encoders is None else encoders,
         guidance=NegativeMixing(NEGATIVES) if guided else None,
@@ -293,3 +293,20 @@ def test_batches_that_do_not_fit_are_refused():
         build().check_batch(8, 2)
     with pytest.raises(UserError, match="there is nothing to compare"):
         build(encoders=[], compare_samples=False).check_batch(8, 1)
+
+
+def test_a_field_that_needs_two_samples_refuses_one():
+    with pytest.raises(ValueError, match="samples_per_label is 1, a SinkhornField needs 2"):
+        build(field=SinkhornField(), samples_per_label=1)
+
+
+def test_a_batch_that_comes_again_is_pushed_once():
+    """A run that goes on after it diverged prepares the failed update a second time."""
+    method = build()
+    prepared(method)
+    before = {name: value.clone() for name, value in method.process_state().items()}
+    again = build()
+    again.load_process_state({name: value.clone() for name, value in before.items()})
+    again.prepare(batch(2))
+    after = again.process_state()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
