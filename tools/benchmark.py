@@ -18,6 +18,7 @@ def main() -> None:
     )
     _add_inverse(commands)
     _add_train_step(commands)
+    _add_drift_loss(commands)
     arguments = parser.parse_args()
 
     from genflow.errors import UserError
@@ -121,6 +122,33 @@ def _run_train_step(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]
         task = bar.add_task("", total=options.runs)
         report = benchmark_train_step(arguments.recipe, options, arguments.cfg_options, lambda: bar.advance(task))
     return report, train_step_table(report)
+
+
+def _add_drift_loss(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "drift-loss",
+        help="the drift loss of a recipe's features against its formulas, line by line",
+        description="Time the drift loss and its gradient with respect to random features, of the shapes that the "
+        "recipe's encoders give, against a direct transcription of its formulas, feature by feature.",
+        example="python tools/benchmark.py drift-loss recipes/drift_ablation_imagenet.yaml --reduced --repeats 2",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML recipe of a Drifting")
+    parser.add_argument("--reduced", action="store_true", help="one label per update, which a CPU can hold")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], help="of the features (default: that of the recipe's training)"
+    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.set_defaults(run=_run_drift_loss)
+
+
+def _run_drift_loss(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    from genflow.analysis.drift_loss_benchmark import DriftLossOptions, benchmark_drift_loss, drift_loss_table
+
+    options = DriftLossOptions(arguments.repeats, arguments.reduced, arguments.precision, arguments.device)
+    with progress_bar("timing") as bar:
+        task = bar.add_task("", total=options.runs)
+        report = benchmark_drift_loss(arguments.recipe, options, arguments.cfg_options, lambda: bar.advance(task))
+    return report, drift_loss_table(report)
 
 
 def _machine(report: dict[str, Any]) -> str:

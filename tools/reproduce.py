@@ -15,11 +15,12 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 def main() -> None:
     parser = Parser(
         "Train the rows of an ablation with several seeds, measure them, and write a table, the figures as JSON and a "
-        "picture; `pmf` also does what `pmf-toy` does. The toys train in the plane and draw it. Finished runs are used as they are; an interrupted call goes on "
-        "where it stopped.",
+        "picture; `pmf` also does what `pmf-toy` does. The toys train in the plane and draw it. Finished runs are used "
+        "as they are; an interrupted call goes on where it stopped.",
         "python tools/reproduce.py pmf --seeds 0 1",
     )
-    parser.add_argument("what", choices=["biflow", "biflow-open-points", "biflow-toy", "pmf", "pmf-toy", "drifting", "drift-toy"])
+    choices = ["biflow", "biflow-open-points", "biflow-toy", "pmf", "pmf-toy", "drifting", "drift-toy"]
+    parser.add_argument("what", choices=choices)
     parser.add_argument("--out", type=Path, help="folder (default: work_dirs/reproduce/WHAT; open points: biflow)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(

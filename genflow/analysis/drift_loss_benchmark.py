@@ -20,7 +20,7 @@ from genflow.methods.drifting import Drifting
 from genflow.recipe import load_recipe
 
 #: What a CPU can hold and compute: the features of one label, and a workspace that stays in its share of memory.
-REDUCED = ("model.labels_per_update=1", "model.field.memory_mib=256")
+REDUCED = ("model.labels_per_update=1", "model.field.memory_mib=128")
 _MEANING = {
     "a": "seconds of loss and gradient with respect to the features of our field",
     "b": "seconds of the same of the transcription, feature by feature",
@@ -40,7 +40,8 @@ class DriftLossOptions:
     Args:
         repeats: timed runs of each side.
         reduced: the :data:`REDUCED` recipe.
-        precision: of the features, as the encoders would return them; both ways compute in float32.
+        precision: of the features, as the encoders would return them; None for that of the recipe's training. Both
+            ways compute in float32.
         device: where to run.
 
     Raises:
@@ -49,7 +50,7 @@ class DriftLossOptions:
 
     repeats: int = 5
     reduced: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -58,13 +59,13 @@ class DriftLossOptions:
 
     @property
     def warmup(self) -> int:
-        """Untimed rounds, after those that compare gradients and measure memory; a GPU's clock wants more of them."""
+        """Untimed rounds, after the one that compares gradients and memory; a GPU's clock wants more of them."""
         return 3 if torch.device(self.device).type == "cuda" else 0
 
     @property
     def runs(self) -> int:
         """How often ``advance`` is called."""
-        return 4 + 2 * (self.warmup + self.repeats)
+        return 2 + 2 * (self.warmup + self.repeats)
 
 
 def benchmark_drift_loss(
@@ -92,7 +93,9 @@ def benchmark_drift_loss(
     graph = ComponentGraph.from_recipe(load_recipe(recipe, overrides))
     method = _on_meta(graph, recipe)
     field = method.field
-    features = random_features(method, getattr(torch, options.precision), device)
+    training = graph.section("optim_wrapper")
+    precision = options.precision or (training.precision if training else "float32")
+    features = random_features(method, getattr(torch, precision), device)
     weights = _weights(method, device)
 
     def ours() -> Tensor:
@@ -102,20 +105,16 @@ def benchmark_drift_loss(
         return sum(plain_loss(sets, weights, field.temperatures, field.floor) for sets in features.values())
 
     steps = [partial(_step, features, way) for way in (ours, plain)]
-    losses, gradients = [], []
+    losses, gradients, memories = [], [], []
     for step in steps:
-        losses.append(step().item())
+        _forget(features)
+        memories.append(memory(lambda step=step: losses.append(step().item()), [], device).working)
         gradients.append({name: sets.generated.grad for name, sets in features.items()})
         advance()
     difference = max(_difference(*(gradient[name] for gradient in gradients)) for name in features)
-    if not difference <= _TOLERANCE[options.precision]:
+    if not difference <= _TOLERANCE[precision]:
         raise UserError(f"{recipe}: the two gradients differ by {difference:.2g} of the largest entry")
     gradients.clear()
-    memories = []
-    for step in steps:
-        _forget(features)
-        memories.append(memory(step, [], device).working)
-        advance()
     seconds = interleaved(steps, options.repeats, options.warmup, synchroniser(device), advance)
     comparison = compare(*seconds)
     generated, positive, negative = (
@@ -128,7 +127,7 @@ def benchmark_drift_loss(
         meaning=_MEANING,
         recipe=recipe,
         overrides=overrides,
-        precision=options.precision,
+        precision=precision,
         labels=method.labels_per_update,
         samples={"generated": method.samples_per_label, "positive": method.positives, "negative": _negatives(method)},
         features=len(features),
@@ -136,7 +135,7 @@ def benchmark_drift_loss(
         time_ratio=comparison.a / comparison.b,
         memory_ratio=None if None in memories else memories[0] / memories[1],
         memory=memories,
-        gradient_bytes=generated * torch.finfo(getattr(torch, options.precision)).bits // 8,
+        gradient_bytes=generated * torch.finfo(getattr(torch, precision)).bits // 8,
         gradient_difference=difference,
         losses=losses,
         seconds=seconds,
@@ -156,7 +155,7 @@ def _on_meta(graph: ComponentGraph, recipe: str) -> Drifting:
 
 
 def random_features(method: Drifting, dtype: torch.dtype, device: torch.device) -> dict[str, FeatureSets]:
-    """Features of an update: normal numbers, the positive ones shifted, shapes and strides those that encoders give."""
+    """Features of an update: uniform numbers, the positive ones shifted, in the shapes and strides of the encoders."""
     generator = torch.Generator(device).manual_seed(0)
     labels = method.labels_per_update
     sets: dict[str, dict[str, Tensor]] = {}
@@ -165,7 +164,7 @@ def random_features(method: Drifting, dtype: torch.dtype, device: torch.device) 
         samples = torch.empty(labels * count, *method.codec.latent_shape, device="meta")
         for name, like in method._encode(samples).items():
             values = torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
-            values.normal_(mean=0.5 if part == "positive" else 0.0, generator=generator)
+            values.uniform_(*((0.0, 2.0) if part == "positive" else (-1.0, 1.0)), generator=generator)
             sets.setdefault(name, {})[part] = values.unflatten(0, (labels, count))
     return {
         name: FeatureSets(**{**parts, "generated": parts["generated"].requires_grad_()}) for name, parts in sets.items()

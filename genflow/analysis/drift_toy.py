@@ -39,7 +39,7 @@ class PointsHook(Hook):
     """Keeps samples from always the same noise in ``points/``, of the weights that the run would export.
 
     Args:
-        interval: updates from one file to the next; the first is of the untrained weights, the last of the trained ones.
+        interval: updates from one file to the next; the first is of untrained weights, the last of trained ones.
         count: samples in each.
     """
 
@@ -77,7 +77,8 @@ def draw_samples(generator: Generator, count: int) -> Tensor:
 
 def toy_jobs(recipes: Path, out: Path, seed: int = 0) -> list[Job]:
     """The three runs, which keep samples on their way."""
-    hook = ("custom_imports=[genflow.analysis.drift_toy]", f"custom_hooks=[{{type: PointsHook, interval: {_INTERVAL}}}]")
+    points = f"custom_hooks=[{{type: PointsHook, interval: {_INTERVAL}}}]"
+    hook = ("custom_imports=[genflow.analysis.drift_toy]", points)
     return [Job(recipes / f"drift_toy_{start}.yaml", out / start, seed, hook, threads=1) for start in STARTS]
 
 
@@ -105,7 +106,7 @@ def target_points(count: int) -> Tensor:
 
 
 def figures(points: Tensor) -> dict[str, float]:
-    """The shares of (N, 2) points near the left and near the right mode, and their energy distance to N target points."""
+    """The shares of (N, 2) points near the left and the right mode, and their energy distance to N target points."""
     std = points.new_tensor(MODE_STD)
     near = [
         (((points - points.new_tensor([centre, 0.0])) / std).norm(dim=1) < _NEAR).double().mean().item()
@@ -129,7 +130,8 @@ def toy_figures(out: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def format_toy(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """What :func:`toy_figures` returned as a Markdown table."""
-    lines = ["| start | updates | near the left mode | near the right mode | energy distance |", "|---|---|---|---|---|"]
+    titles = ("start", "updates", "near the left mode", "near the right mode", "energy distance")
+    lines = ["| " + " | ".join(titles) + " |", "|---|---|---|---|---|"]
     for start, rows in results.items():
         for step, row in rows.items():
             label, updates = ("other points of the target", "") if start == "target" else (start, step)

@@ -9,6 +9,7 @@ _BASE = "drift_digits"
 _row = partial(Row, teacher="mae_digits", guidance=1.0)
 #: About two minutes a run on one core.
 _UPDATES = 700
+_ONE = ("model.field.temperatures=[0.2]",)
 
 PAPER_ROWS = Ablation(
     name="table",
@@ -31,7 +32,7 @@ PAPER_ROWS = Ablation(
         _row("style codes", "without", f"{_BASE}_no_style", paper=8.86),
         _row("encoder", "masked autoencoder", _BASE),
         _row("encoder", "none", f"{_BASE}_no_encoder", teacher=None),
-        _row("encoder", "none, one temperature", f"{_BASE}_no_encoder", ("model.field.temperatures=[0.2]",), teacher=None),
+        _row("encoder", "none, one temperature", f"{_BASE}_no_encoder", _ONE, teacher=None),
     ),
     teachers={"mae_digits": ("mae_digits", ())},
     shared=(f"train_cfg.max_iters={_UPDATES}",),

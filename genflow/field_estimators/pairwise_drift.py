@@ -133,12 +133,18 @@ class PairwiseDrift(DriftEstimator):
 def _families(
     field: PairwiseDrift, features: Mapping[str, FeatureSets], weights: Tensor | None
 ) -> Iterator["_Family"]:
-    """Features of equal shape together, one family after the other, so that one at a time takes memory."""
+    """Features of equal shape together, as many as can be kept, so that one family at a time takes memory.
+
+    Large ones come first, while there are few derivatives yet.
+    """
     names: dict[tuple, list[str]] = defaultdict(list)
     for name, sets in features.items():
         names[sets.generated.shape].append(name)
-    for members in names.values():
-        yield _Family(field, {name: features[name] for name in members}, weights)
+    for _, members in sorted(names.items(), key=lambda item: math.prod(item[0]), reverse=True):
+        one = _Family(field, {members[0]: features[members[0]]}, weights)
+        count = max(1, one.kept.room // one.kept_size)
+        for start in range(0, len(members), count):
+            yield _Family(field, {name: features[name] for name in members[start : start + count]}, weights)
 
 
 def _over_processes(sums: Tensor) -> Tensor:
@@ -211,6 +217,14 @@ class _Family:
         block = field.memory // _BLOCK_SHARE
         self.blocks = list(_divide(len(self.sets), self.labels, self.positions, max(1, block // per_group)))
         self.kept = _Kept(field.memory - block)
+
+    @property
+    def kept_size(self) -> int:
+        """Bytes that keep all results from one visit to the next: points and distances, then forces."""
+        counts, temperatures = self.counts, len(self.field.temperatures)
+        entries = counts.total * (self.channels + self.field.sources(counts))
+        groups = len(self.sets) * self.labels * self.positions
+        return 4 * groups * max(entries, temperatures * counts.generated * self.channels)
 
     def points(self, block: _Block) -> Tensor:
         """(n, K, C) float32."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genflow.backbones import MLP
+from genflow.backbones.mlp import StartSection
 from genflow.condition import Condition
 
 CLASSES = 3
@@ -84,3 +85,16 @@ def test_derivative_along_the_path(count):
 
     difference = (shifted(step) - shifted(-step)) / (2 * step)
     assert (derivative - difference).abs().max() < 1e-7 * difference.abs().max()
+
+
+def test_a_start_says_where_untrained_samples_lie():
+    backbone = MLP(1, 2, width=16, layers=3, start=StartSection(mean=[0.5, -2.0], std=[0.1, 0.3]))
+    x, times = torch.randn(4, 2, 1, 1), torch.ones(4)
+    condition = Condition(time=times, duration=times)
+    expected = torch.tensor([0.5, -2.0]).view(2, 1, 1) + torch.tensor([0.1, 0.3]).view(2, 1, 1) * x
+    assert torch.equal(backbone(x, condition)["main"], expected)
+    assert not any("start" in name for name in backbone.state_dict())
+    torch.nn.init.ones_(backbone.layers[-1].bias)
+    assert torch.allclose(backbone(x, condition)["main"], expected + 1)
+    with pytest.raises(ValueError, match="start has 1 means and 2 stds for 2 channels"):
+        MLP(1, 2, start=StartSection(mean=[0.5], std=[0.1, 0.3]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genflow.data import Toy2D
-from genflow.data.toy2d import Distribution, draw_points, projection
+from genflow.data.toy2d import MODE_CENTRE, MODE_STD, Distribution, draw_points, projection
 from genflow.draws import Draws
 from genflow.registry import DATASETS
 
@@ -19,7 +19,7 @@ def draw(name, seed=3):
     return draw_points(name, Draws(seed, torch.arange(COUNT))).double()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "two_modes"])
 def test_scale(name):
     points = draw(name)
     assert points.shape == (COUNT, 2)
@@ -95,3 +95,13 @@ def test_a_plane_in_more_dimensions_leads_back():
     plane = Toy2D("swiss_roll").batch(indices, None)["images"].flatten(1)
     assert (vectors.flatten(1) @ columns - plane).abs().max() < 1e-6
     assert (vectors.flatten(1) - plane @ columns.T).abs().max() < 1e-6
+
+
+def test_two_modes_lie_left_and_right_at_one_height_and_are_wide():
+    points = draw_points("two_modes", Draws(0, torch.arange(4000)))
+    left, right = points[points[:, 0] < 0], points[points[:, 0] > 0]
+    assert abs(len(left) - len(right)) < 200
+    for side, sign in ((left, -1), (right, 1)):
+        assert torch.allclose(side.mean(dim=0), torch.tensor([sign * MODE_CENTRE, 0.0]), atol=0.015)
+        assert torch.allclose(side.std(dim=0), torch.tensor(MODE_STD), rtol=0.1)
+    assert MODE_STD[0] > 1.5 * MODE_STD[1]

@@ -55,6 +55,21 @@ def test_train_step_of_a_recipe(tmp_path):
     assert "ours / plain" in done.stdout
 
 
+def test_drift_loss_of_a_recipe(tmp_path):
+    small = [f"model.{option}" for option in ("labels_per_update=2", "samples_per_label=4", "positives=3")]
+    command = [TOOL, "drift-loss", ROOT / "recipes" / "drift_digits.yaml", "--repeats", 2, "--device", "cpu"]
+    command += ["--json", tmp_path / "loss.json", "--cfg-options", *small]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "loss.json").read_text())
+    assert report["benchmark"] == "drift-loss" and len(report["seconds"][0]) == 2
+    assert report["time_ratio"] == pytest.approx(report["a"] / report["b"])
+    assert report["memory_ratio"] == pytest.approx(report["memory"][0] / report["memory"][1])
+    assert "ours / spec" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
