@@ -14,10 +14,10 @@ from genflow.analysis.description import build_on_meta
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.field_estimators.base import FeatureSets
-from genflow.field_estimators.drifting_field import DriftingField
 from genflow.graph import ComponentGraph
 from genflow.methods.drifting import Drifting
 from genflow.recipe import load_recipe
+from genflow.registry import FIELD_ESTIMATORS
 
 #: What a CPU can hold and compute: the features of one label, and a workspace that stays in its share of memory.
 REDUCED = ("model.labels_per_update=1", "model.field.memory_mib=128")
@@ -147,7 +147,7 @@ def _on_meta(graph: ComponentGraph, recipe: str) -> Drifting:
         raise UserError(f"{recipe}: model: found {graph.model.cls.__name__}, expected a Drifting")
     method = build_on_meta(graph)
     field = method.field
-    plain = isinstance(field, DriftingField) and field.normalization == "both"
+    plain = isinstance(field, FIELD_ESTIMATORS.module_dict["DriftingField"]) and field.normalization == "both"
     plain = plain and field.normalize_distances and field.normalize_forces
     if not plain or field.attraction != 1 or field.repulsion != 1:
         raise UserError(f"{recipe}: model.field: expected a DriftingField as published, for that is transcribed")
