@@ -1,7 +1,10 @@
 """Fixtures that several test files share: a recipe of toy size and a finished run of it."""
 
 import copy
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start too; torch reads it when imported
 
 import pytest
 import torch
