@@ -29,7 +29,7 @@ Temperature = Annotated[float, Range(above=0)]
 _LEAST_SQUARE = 1e-8
 _LEAST_SCALE = 1e-3
 # Blocks that fit in a cache are several times faster on a CPU; the rest of the memory keeps results.
-_BLOCK_SHARE = 32
+_BLOCK_SHARE = 8
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def test_any_division_into_blocks_gives_the_same(monkeypatch):
         return coefficients(self, distances, *arguments)
 
     monkeypatch.setattr(DriftingField, "coefficients", counted)
-    for memory in (0, 2**16, 2**17, 2**18, 2**19):
+    for memory in (0, 2**16, 2**17, 2**18, 2**19, 2**20, 2**21):
         sizes.append(set())
         field.memory = memory
         same(field(features, weights), features, whole, features)
