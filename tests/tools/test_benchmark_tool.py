@@ -86,6 +86,8 @@ def test_drift_loss_of_a_recipe(tmp_path):
         (["inverse", RECIPE, "--json", "."], "--json: '.' is a folder"),
         (["train-step", RECIPE, "--batch", "0"], "--batch: found 0, expected at least 1"),
         (["train-step", RECIPE], f"{RECIPE}: model: found BiFlow, expected a MeanFlow"),
+        (["drift-loss", RECIPE, "--repeats", "0"], "--repeats: found 0, expected at least 1"),
+        (["drift-loss", RECIPE], f"{RECIPE}: model: found BiFlow, expected a Drifting"),
         (
             ["inverse", ROOT / "recipes" / "itarflow_digits.yaml"],
             f"{ROOT / 'recipes' / 'itarflow_digits.yaml'}: model.type: found 'MaximumLikelihood', expected a BiFlow, "
