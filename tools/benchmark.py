@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,15 @@ def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
     parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every run, hardware and versions")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     return parser
+
+
+def _timed(options: Any, measure: Callable[[Callable[[], None]], dict[str, Any]]) -> dict[str, Any]:
+    """The report of a benchmark of ``options.runs`` runs, each of which it tells by a call."""
+    with progress_bar("timing") as bar:
+        task = bar.add_task("", total=options.runs)
+        return measure(lambda: bar.advance(task))
 
 
 def _add_inverse(commands: argparse._SubParsersAction) -> None:
@@ -62,7 +72,6 @@ def _add_inverse(commands: argparse._SubParsersAction) -> None:
         "--decoder", action="store_true", help="time decoding as well; a VAE without weights gets random ones"
     )
     parser.add_argument("--decode-batch", type=int, default=32, metavar="N", help="images decoded at once, at most")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.set_defaults(run=_run_inverse)
 
 
@@ -80,11 +89,7 @@ def _run_inverse(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         arguments.decode_batch,
         arguments.device,
     )
-    with progress_bar("timing") as bar:
-        task = bar.add_task("", total=options.runs)
-        report = benchmark_inverse(
-            arguments.subject, options, arguments.cfg_options, lambda: bar.advance(task)
-        )
+    report = _timed(options, partial(benchmark_inverse, arguments.subject, options, arguments.cfg_options))
     return report, inverse_table(report)
 
 
@@ -102,7 +107,6 @@ def _add_train_step(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument("--compile", action="store_true", help="compile the layers of our step")
     parser.add_argument("--perceptual", action="store_true", help="keep the perceptual terms, which need weights")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.set_defaults(run=_run_train_step)
 
 
@@ -118,9 +122,7 @@ def _run_train_step(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]
         arguments.perceptual,
         arguments.device,
     )
-    with progress_bar("timing") as bar:
-        task = bar.add_task("", total=options.runs)
-        report = benchmark_train_step(arguments.recipe, options, arguments.cfg_options, lambda: bar.advance(task))
+    report = _timed(options, partial(benchmark_train_step, arguments.recipe, options, arguments.cfg_options))
     return report, train_step_table(report)
 
 
@@ -137,7 +139,6 @@ def _add_drift_loss(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--precision", choices=["float32", "bfloat16"], help="of the features (default: that of the recipe's training)"
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.set_defaults(run=_run_drift_loss)
 
 
@@ -145,9 +146,7 @@ def _run_drift_loss(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]
     from genflow.analysis.drift_loss_benchmark import DriftLossOptions, benchmark_drift_loss, drift_loss_table
 
     options = DriftLossOptions(arguments.repeats, arguments.reduced, arguments.precision, arguments.device)
-    with progress_bar("timing") as bar:
-        task = bar.add_task("", total=options.runs)
-        report = benchmark_drift_loss(arguments.recipe, options, arguments.cfg_options, lambda: bar.advance(task))
+    report = _timed(options, partial(benchmark_drift_loss, arguments.recipe, options, arguments.cfg_options))
     return report, drift_loss_table(report)
 
 

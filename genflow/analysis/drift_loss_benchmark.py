@@ -162,7 +162,7 @@ def random_features(method: Drifting, dtype: torch.dtype, device: torch.device) 
     counts = {"generated": method.samples_per_label, "positive": method.positives, "negative": _negatives(method)}
     for part, count in counts.items():
         samples = torch.empty(labels * count, *method.codec.latent_shape, device="meta")
-        for name, like in method._encode(samples).items():
+        for name, like in method.encode(samples).items():
             values = torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
             values.uniform_(*((0.0, 2.0) if part == "positive" else (-1.0, 1.0)), generator=generator)
             sets.setdefault(name, {})[part] = values.unflatten(0, (labels, count))
@@ -179,11 +179,8 @@ def _weights(method: Drifting, device: torch.device) -> Tensor | None:
     """(L, G + N + P), those of the guidance scales of an update."""
     if method.guidance is None:
         return None
-    generated, negative = method.samples_per_label, _negatives(method)
     scale = method.guidance.draw(Draws(0, torch.arange(method.labels_per_update, device=device)))
-    weights = torch.ones(len(scale), generated + negative + method.positives, device=device)
-    weights[:, generated : generated + negative] = method.guidance.weight(scale, generated).unsqueeze(1)
-    return weights
+    return method.guidance.weights(scale, method.samples_per_label, method.positives)
 
 
 def plain_loss(sets: FeatureSets, weights: Tensor | None, temperatures: Sequence[float], floor: float) -> Tensor:

@@ -29,6 +29,28 @@ _GENERATORS = {
 }
 #: Recipes of the released encoders by width and side of a patch.
 _ENCODERS = {(256, 1): "mae_latent_256", (640, 1): "mae_latent_640", (640, 8): "mae_pixel_640"}
+#: Arguments of LightningDiT and of LatentMAE by the entries of ``model_config`` that say them.
+_GENERATOR_NAMES = {
+    "input_size": "image_size",
+    "patch_size": "patch_size",
+    "hidden_size": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "in_channels": "channels",
+    "num_classes": "num_classes",
+    "cond_dim": "condition_width",
+    "n_cls_tokens": "context_tokens",
+    "mlp_ratio": "feedforward_ratio",
+    "use_rope": "rotary",
+    "use_qknorm": "qk_norm",
+}
+_ENCODER_NAMES = {
+    "in_channels": "channels",
+    "base_channels": "width",
+    "layers": "depths",
+    "input_patch_size": "patch_size",
+    "num_classes": "num_classes",
+}
 #: Taken for an entry of ``model_config`` that is not there: what can be left out of the network is out.
 _DEFAULTS = {
     **dict.fromkeys(("use_rmsnorm", "use_swiglu", "use_rope", "use_qknorm", "use_bf16"), False),
@@ -121,9 +143,9 @@ def _check_config(file: Path, config: Mapping[str, Any], graph: ComponentGraph, 
     ours = bound.arguments
     if issubclass(node.cls, LightningDiT):
         ours["condition_width"] = ours["condition_width"] or ours["width"]
-        theirs = _generator_arguments(config)
+        theirs = generator_arguments(config)
     else:
-        theirs = _encoder_arguments(config)
+        theirs = _renamed(config, _ENCODER_NAMES)
     for name, value in theirs.items():
         if ours[name] != (tuple(value) if isinstance(value, list) else value):
             raise UserError(
@@ -131,24 +153,10 @@ def _check_config(file: Path, config: Mapping[str, Any], graph: ComponentGraph, 
             )
 
 
-def _generator_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def generator_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of LightningDiT that the configuration of a generator says."""
-    names = {
-        "input_size": "image_size",
-        "patch_size": "patch_size",
-        "hidden_size": "width",
-        "depth": "depth",
-        "num_heads": "heads",
-        "in_channels": "channels",
-        "num_classes": "num_classes",
-        "cond_dim": "condition_width",
-        "n_cls_tokens": "context_tokens",
-        "mlp_ratio": "feedforward_ratio",
-        "use_rope": "rotary",
-        "use_qknorm": "qk_norm",
-    }
     return {
-        **{ours: config[theirs] for theirs, ours in names.items() if theirs in config},
+        **_renamed(config, _GENERATOR_NAMES),
         "style_codebooks": config["noise_coords"] if config["noise_classes"] else 0,
         **({"style_entries": config["noise_classes"]} if config["noise_classes"] else {}),
         "norm": "rms" if config["use_rmsnorm"] else "layer",
@@ -157,15 +165,8 @@ def _generator_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of LatentMAE and an encoder."""
-    names = {
-        "in_channels": "channels",
-        "base_channels": "width",
-        "layers": "depths",
-        "input_patch_size": "patch_size",
-        "num_classes": "num_classes",
-    }
+def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The entries that are there, under our names."""
     return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
 

@@ -147,3 +147,9 @@ class NegativeGuidance(Guidance):
     def weight(self, scale: Tensor, generated: int) -> Tensor:
         """(L,) scales to the weight of each negative beside ``generated`` samples of weight 1."""
         raise NotImplementedError
+
+    def weights(self, scale: Tensor, generated: int, positives: int) -> Tensor:
+        """(L,) scales to the (L, generated + negatives + positives) weights of all samples, 1 but for the negatives."""
+        weights = scale.new_ones(len(scale), generated + self.negatives + positives)
+        weights[:, generated : generated + self.negatives] = self.weight(scale, generated).unsqueeze(1)
+        return weights

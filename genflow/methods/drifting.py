@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Drifting(Method):
         default_guidance: scale used for sampling when none is asked for.
 
     Raises:
-        ValueError: parts do not fit, or there is nothing to compare.
+        ValueError: parts do not fit.
     """
 
     frozen = ("codec", "encoders")
@@ -151,7 +152,7 @@ class Drifting(Method):
         if len(parts) == 1:
             self._statistics = None
         else:
-            self._statistics = self.field.survey([lambda part=part: self._compare(**part)[:2] for part in parts])
+            self._statistics = self.field.survey([partial(self._compare, **part) for part in parts])
 
     def forward(
         self, images: Tensor, labels: Tensor, draws: Draws, negatives: Tensor | None = None, mode: str = "loss"
@@ -184,11 +185,11 @@ class Drifting(Method):
             negatives = images[:, :0]
         with torch.no_grad():
             real = torch.cat([part.flatten(0, 1) for part in (images, negatives)])
-            real_features = self._encode(self.codec.normalize(real))
+            real_features = self.encode(self.codec.normalize(real))
             # Autocast would hand the casts of weights that it made without a graph to the pass with one.
             torch.clear_autocast_cache()
         sets = {}
-        for name, feature in self._encode(generated).items():
+        for name, feature in self.encode(generated).items():
             positive, negative = real_features[name].tensor_split([rows * positive_count])
             sets[name] = FeatureSets(
                 feature.unflatten(0, (rows, generated_count)),
@@ -197,10 +198,7 @@ class Drifting(Method):
             )
         if self.guidance is None:
             return sets, None
-        weights = scale.new_ones(rows, generated_count + negatives.shape[1] + positive_count)
-        weight = self.guidance.weight(scale, generated_count)
-        weights[:, generated_count : generated_count + negatives.shape[1]] = weight.unsqueeze(1)
-        return sets, weights
+        return sets, self.guidance.weights(scale, generated_count, positive_count)
 
     def _generate(self, labels: Tensor, scale: Tensor, draws: Draws) -> Tensor:
         """(L * G, C, H, W) samples, those of a label together."""
@@ -212,7 +210,7 @@ class Drifting(Method):
             condition = replace(condition, style=draws.integers("style", entries, (count, codebooks)).flatten(0, 1))
         return self.generator.counted(noise, condition)
 
-    def _encode(self, samples: Tensor) -> dict[str, Tensor]:
+    def encode(self, samples: Tensor) -> dict[str, Tensor]:
         """(B, T, C) features of (B, C, H, W) samples of the generator's space, by name."""
         features = {"global": samples.flatten(1).unsqueeze(1)} if self.compare_samples else {}
         for encoder in self.encoders:

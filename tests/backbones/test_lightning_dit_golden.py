@@ -11,6 +11,7 @@ import torch
 from genflow.backbones import LightningDiT
 from genflow.condition import Condition
 from genflow.conversion.drifting import from_jax
+from genflow.conversion.drifting_release import generator_arguments
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "drifting"
 FILES = ("latent_like", "pixel_like", "plain_flags")
@@ -21,25 +22,7 @@ def load(file, **options):
     with np.load(GOLDEN / f"generator_{file}.npz", allow_pickle=False) as archive:
         arrays = dict(archive)
     config = json.loads(str(arrays.pop("config")))
-    backbone = LightningDiT(
-        config["input_size"],
-        config["patch_size"],
-        config["hidden_size"],
-        config["depth"],
-        config["num_heads"],
-        config["in_channels"],
-        config["num_classes"],
-        condition_width=config["cond_dim"],
-        context_tokens=config["n_cls_tokens"],
-        style_codebooks=config["noise_coords"] if config["noise_classes"] else 0,
-        style_entries=max(config["noise_classes"], 1),
-        norm="rms" if config["use_rmsnorm"] else "layer",
-        feedforward="swiglu" if config["use_swiglu"] else "gelu",
-        feedforward_ratio=config["mlp_ratio"],
-        rotary=config["use_rope"],
-        qk_norm=config["use_qknorm"],
-        **options,
-    )
+    backbone = LightningDiT(**{**generator_arguments(config), **options})
     golden = {name: torch.from_numpy(value) for name, value in arrays.items()}
     published = {name.removeprefix("params/"): golden.pop(name) for name in arrays if name.startswith("params/")}
     backbone.load_state_dict(from_jax(published))

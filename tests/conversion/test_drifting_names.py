@@ -14,6 +14,7 @@ import torch
 from genflow.backbones.lightning_dit import LightningDiT
 from genflow.condition import Condition
 from genflow.conversion.drifting import from_jax, to_jax
+from genflow.conversion.drifting_release import generator_arguments
 from genflow.feature_encoders.latent_mae import LatentMAE
 
 HERE = Path(__file__).parents[1] / "golden" / "drifting"
@@ -42,27 +43,6 @@ def close(found, expected):
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-def build_generator(config):
-    return LightningDiT(
-        config["input_size"],
-        config["patch_size"],
-        config["hidden_size"],
-        config["depth"],
-        config["num_heads"],
-        config["in_channels"],
-        config["num_classes"],
-        config["cond_dim"],
-        config["n_cls_tokens"],
-        config["noise_coords"] if config["noise_classes"] else 0,
-        max(1, config["noise_classes"]),
-        "rms" if config["use_rmsnorm"] else "layer",
-        "swiglu" if config["use_swiglu"] else "gelu",
-        config["mlp_ratio"],
-        config["use_rope"],
-        config["use_qknorm"],
-    )
-
-
 def same(found, expected):
     assert found.keys() == expected.keys()
     assert all(found[name].equal(value) for name, value in expected.items())
@@ -71,7 +51,7 @@ def same(found, expected):
 @pytest.mark.parametrize("name", GENERATORS)
 def test_published_generators(name):
     archive, config, parameters = golden(name)
-    network = build_generator(config)
+    network = LightningDiT(**generator_arguments(config))
     network.load_state_dict(from_jax(parameters))
     labels, style = (torch.from_numpy(archive[key]).long() for key in ("labels", "noise_labels"))
     condition = Condition(labels=labels, guidance=torch.from_numpy(archive["cfg_scale"]), style=style)

@@ -15,6 +15,7 @@ from torch import nn
 from genflow.backbones import LightningDiT
 from genflow.codecs import Identity
 from genflow.conversion.drifting import from_jax
+from genflow.conversion.drifting_release import generator_arguments
 from genflow.feature_encoders import LatentMAE
 from genflow.field_estimators import DriftingField
 from genflow.guidance import NegativeMixing
@@ -66,19 +67,7 @@ def step():
     """The method with golden parameters, its rows, the expected arrays and the names of the features."""
     config, arrays, _, names = read("train_step.npz")
     shape, _, generator, _ = read(config["gen_params_from"])
-    backbone = LightningDiT(
-        shape["input_size"],
-        shape["patch_size"],
-        shape["hidden_size"],
-        shape["depth"],
-        shape["num_heads"],
-        shape["in_channels"],
-        shape["num_classes"],
-        condition_width=shape["cond_dim"],
-        context_tokens=shape["n_cls_tokens"],
-        style_codebooks=shape["noise_coords"],
-        style_entries=shape["noise_classes"],
-    )
+    backbone = LightningDiT(**generator_arguments(shape))
     backbone.load_state_dict(generator)
     shape, _, encoder_state, _ = read(config["mae_params_from"])
     features = config["activation_kwargs"]
