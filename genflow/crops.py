@@ -11,9 +11,7 @@ AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 
 
-def draw_boxes(
-    draws: Draws, height: int, width: int, area: tuple[float, float] = AREA, use: str = "crop"
-) -> Tensor:
+def draw_boxes(draws: Draws, height: int, width: int, area: tuple[float, float] = AREA, use: str = "crop") -> Tensor:
     """One box per sample inside an image of that size.
 
     Its share of the area is uniform in ``area``, width / height log-uniform in [3/4, 4/3]; sides are rounded and

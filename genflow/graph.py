@@ -128,9 +128,7 @@ class ComponentGraph:
                         f"({', '.join(sorted(targets)) or 'there are none'}){nearest(item.name, targets)}",
                     )
                 if item.kind not in (None, targets[item.name]):
-                    raise Mismatch(
-                        item.path, f"'${item.name}' is a {targets[item.name]}, expected a {item.kind}"
-                    )
+                    raise Mismatch(item.path, f"'${item.name}' is a {targets[item.name]}, expected a {item.kind}")
                 if item.family is not None:
                     slots.check_family(self.target(item).cls, item.family, item.path)
                 if item.name in trail:

@@ -69,9 +69,7 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def read_images(
-    files: Sequence[Path], shape: tuple[int, int, int], label: int | None = None
-) -> tuple[Tensor, Tensor]:
+def read_images(files: Sequence[Path], shape: tuple[int, int, int], label: int | None = None) -> tuple[Tensor, Tensor]:
     """Read pictures, and archives as :func:`genflow.sampling.write_images` writes them.
 
     Args:

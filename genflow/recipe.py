@@ -171,9 +171,7 @@ def _name_prerequisite_files(recipe: dict) -> None:
             entries[name] = {"recipe": entry}
 
 
-def _load_prerequisite(
-    name: str, entry: Any, path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]
-) -> dict:
+def _load_prerequisite(name: str, entry: Any, path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> dict:
     where = f"{path}: prerequisites.{name}"
     entry = {"recipe": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or "recipe" not in entry:

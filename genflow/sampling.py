@@ -18,9 +18,7 @@ from genflow.weights import write_atomically
 Precision = Literal["float32", "bfloat16"]
 
 
-def choose_labels(
-    num_classes: int, classes: list[int] | None, num: int | None, per_class: int | None
-) -> Tensor:
+def choose_labels(num_classes: int, classes: list[int] | None, num: int | None, per_class: int | None) -> Tensor:
     """The label of every image: ``classes`` in turn up to ``num``, or ``per_class`` of each in order.
 
     Args:

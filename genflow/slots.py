@@ -232,9 +232,7 @@ def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
     if isinstance(value, str) and value.startswith("$"):
         return Reference(path, value[1:], kind_name)
     if not isinstance(value, dict):
-        raise Mismatch(
-            path, f"found {shown(value)}, expected {a_kind(kind_name)}: a mapping with 'type', or $name"
-        )
+        raise Mismatch(path, f"found {shown(value)}, expected {a_kind(kind_name)}: a mapping with 'type', or $name")
     if "type" not in value:
         raise Mismatch(path, f"'type' is missing, expected the name of {a_kind(kind_name)}")
     cls = find_component(value["type"], [kind], f"{path}.type")
@@ -291,9 +289,7 @@ def a_kind(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _check_arguments(
-    given: dict, signature: dict[str, tuple[Any, bool]], path: str, owner: str
-) -> dict[str, Any]:
+def _check_arguments(given: dict, signature: dict[str, tuple[Any, bool]], path: str, owner: str) -> dict[str, Any]:
     paths = {name: f"{path}.{name}".lstrip(".") for name in (*given, *signature)}
     for name in given:
         if name not in signature:

@@ -184,9 +184,7 @@ def open_method(arguments: Namespace) -> tuple["ComponentGraph", "Method"]:
 
 def check_classes(arguments: Namespace, classes: int) -> None:
     inpainting = arguments.edit == "inpaint"
-    given = (
-        {"--labels": arguments.labels or []} if inpainting else {"--from": [arguments.old], "--to": [arguments.new]}
-    )
+    given = {"--labels": arguments.labels or []} if inpainting else {"--from": [arguments.old], "--to": [arguments.new]}
     for option, labels in given.items():
         for label in labels:
             if not classes:

@@ -29,9 +29,7 @@ def main() -> None:
         parser.add_argument(option, choices=["float32", "bfloat16"], default="float32", help=f"of {what}")
     parser.add_argument("--compile", action="store_true", help="compile the network first; pays off over many images")
     parser.add_argument("--device", type=device, default=default_device())
-    parser.add_argument(
-        "--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
     arguments = parser.parse_args()
 
     from genflow.engine.artifacts import load_generator, open_run

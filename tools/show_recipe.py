@@ -10,9 +10,7 @@ def main() -> None:
         "python tools/show_recipe.py recipes/biflow_digits.yaml",
     )
     parser.add_argument("recipe", help="YAML recipe")
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries"
-    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     arguments = parser.parse_args()
 
     from genflow.analysis.description import graph_table

@@ -73,6 +73,7 @@ class Ablation:
         overrides = self.teachers[name][1]
         updates = self.teacher_updates
         return overrides if updates is None else (*overrides, f"train_cfg.max_iters={updates}")
+
     figures: tuple[str, ...] = ("fd", "accuracy", "precision", "recall")
 
 

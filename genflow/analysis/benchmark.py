@@ -86,9 +86,7 @@ def interleaved(
 def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
     """Compare the seconds of runs that followed each other in pairs."""
     ratios = [slow / fast for fast, slow in zip(a, b, strict=True)]
-    return Comparison(
-        statistics.median(a), statistics.median(b), statistics.median(ratios), min(ratios), max(ratios)
-    )
+    return Comparison(statistics.median(a), statistics.median(b), statistics.median(ratios), min(ratios), max(ratios))
 
 
 def paired(a: Callable[[], Any], b: Callable[[], Any], repeats: int, **options: Any) -> Comparison:
@@ -184,8 +182,6 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def record(
-    benchmark: str, comparison: Comparison, facts: Mapping[str, Any], **more: Any
-) -> dict[str, Any]:
+def record(benchmark: str, comparison: Comparison, facts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """What every benchmark writes as JSON: ``benchmark, a, b, ratio, low, high, hardware, versions`` and more."""
     return {"benchmark": benchmark, **asdict(comparison), **facts, **more}

@@ -36,9 +36,7 @@ class NodeCost:
     macs: int | None
 
 
-def build_on_meta(
-    graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True
-) -> nn.Module:
+def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True) -> nn.Module:
     """Build the model without memory for its weights."""
     with torch.device("meta"):
         return graph.build(objects=objects, for_training=for_training)

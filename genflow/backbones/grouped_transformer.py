@@ -39,9 +39,7 @@ class TokenGroup(nn.Module):
         super().__init__()
         std = width**-0.5
         self.classes = None if num_classes is None else ClassEmbedding(num_classes, width, std)
-        self.class_tokens = (
-            None if num_classes is None else nn.Parameter(std * torch.randn(class_tokens, width))
-        )
+        self.class_tokens = None if num_classes is None else nn.Parameter(std * torch.randn(class_tokens, width))
         self.guidance_tokens = nn.Parameter(std * torch.randn(guidance_tokens, width))
         self.layers = nn.ModuleList(
             TransformerLayer(width, heads, norm="rms", feedforward="swiglu", qk_norm=True, gated=True)
@@ -122,8 +120,7 @@ class GroupedTransformer(GroupedBackbone):
             self.exits = nn.ModuleList(nn.Linear(width, features) for _ in range(groups))
         self.guidance_embedding = GuidanceEmbedding(width)
         self.group_layers = nn.ModuleList(
-            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens)
-            for _ in range(groups)
+            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens) for _ in range(groups)
         )
         self.denoise_layers = (
             TokenGroup(width, heads, denoise_layers, None, 0, guidance_tokens) if denoise_layers else None

@@ -100,7 +100,6 @@ class ImageFolder(Dataset):
         except Exception as error:  # decoders fail in many ways
             raise UserError(f"{path}: not a readable picture: {error}") from None
 
-
     def _crop(self, picture: Image.Image, draws: Draws | None) -> Image.Image:
         if draws is None or self.crop_area is None:
             return center_crop(picture, self.image_size)

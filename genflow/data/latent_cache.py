@@ -43,9 +43,7 @@ class LatentCache(Dataset):
         UserError: one line that names ``data_root`` and what is missing or wrong in it.
     """
 
-    def __init__(
-        self, data_root: str, latent_shape: tuple[int, int, int], num_classes: int = 1000, flip: bool = True
-    ):
+    def __init__(self, data_root: str, latent_shape: tuple[int, int, int], num_classes: int = 1000, flip: bool = True):
         self.data_root = data_root
         self.image_shape = tuple(latent_shape)
         self.num_classes = num_classes

@@ -25,9 +25,7 @@ class InstantaneousVelocity(VelocityEstimator):
         time_floor: the smallest time by which z - x is divided.
     """
 
-    def __init__(
-        self, prediction: Literal["x", "v"] = "x", time_floor: Annotated[Share, Range(above=0)] = 0.05
-    ):
+    def __init__(self, prediction: Literal["x", "v"] = "x", time_floor: Annotated[Share, Range(above=0)] = 0.05):
         super().__init__()
         self.prediction = prediction
         self.time_floor = time_floor

@@ -130,9 +130,7 @@ class PairwiseDrift(DriftEstimator):
         return {name: DriftStatistics(scales[name], _mean_square(value)) for name, value in total(forces).items()}
 
 
-def _families(
-    field: PairwiseDrift, features: Mapping[str, FeatureSets], weights: Tensor | None
-) -> Iterator["_Family"]:
+def _families(field: PairwiseDrift, features: Mapping[str, FeatureSets], weights: Tensor | None) -> Iterator["_Family"]:
     """Features of equal shape together, as many as can be kept, so that one family at a time takes memory.
 
     Large ones come first, while there are few derivatives yet.

@@ -27,9 +27,7 @@ class IntervalGuidance(VelocityGuidance):
 
     tells = ("guidance", "interval")
 
-    def __init__(
-        self, max_scale: Size = 7.0, power: float = 1.0, interval: bool = True, label_drop: Share = 0.1
-    ):
+    def __init__(self, max_scale: Size = 7.0, power: float = 1.0, interval: bool = True, label_drop: Share = 0.1):
         super().__init__()
         self.max_scale = max_scale
         self.power = power

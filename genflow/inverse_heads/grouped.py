@@ -41,9 +41,7 @@ class GroupedInverse(InverseHead):
         self.backbone = backbone
         self.loss = loss
         self.trajectory_norm = (
-            None
-            if trajectory_norm == "none"
-            else TrajectoryNorm(backbone.groups, trajectory_norm, norm_warmup)
+            None if trajectory_norm == "none" else TrajectoryNorm(backbone.groups, trajectory_norm, norm_warmup)
         )
 
     def check_teacher(self, teacher: FlowTeacher) -> None:
@@ -84,7 +82,4 @@ class GroupedInverse(InverseHead):
     def supervise(self, hidden: list[Tensor], trajectory: Trajectory) -> dict[str, Tensor]:
         """One term per group: ``align_0`` .. ``align_{groups - 1}``, each (B,)."""
         pairs = zip(self.project(hidden), self.targets(trajectory), strict=True)
-        return {
-            f"align_{index}": self.loss(prediction, target)
-            for index, (prediction, target) in enumerate(pairs)
-        }
+        return {f"align_{index}": self.loss(prediction, target) for index, (prediction, target) in enumerate(pairs)}

@@ -115,4 +115,4 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
     with pytest.raises(UserError) as caught:
         read_flax(Path("a.msgpack"))
-    assert str(caught.value) == 'this feature needs the package \'msgpack\': pip install "genflow[convert]"'
+    assert str(caught.value) == "this feature needs the package 'msgpack': pip install \"genflow[convert]\""

@@ -68,9 +68,7 @@ def test_more_than_fits_leaves_the_newest():
     assert torch.equal(at_once.entries[0], one_by_one.entries[0])
 
 
-@pytest.mark.parametrize(
-    ("storage", "step"), [("float32", 0.0), ("float16", 2.0**-12), ("uint8", 1 / 255)], ids=str
-)
+@pytest.mark.parametrize(("storage", "step"), [("float32", 0.0), ("float16", 2.0**-12), ("uint8", 1 / 255)], ids=str)
 def test_storage_rounds(storage, step):
     samples = torch.linspace(-1, 1, 1001).view(1, -1)
     ring = RingBuffers(1, 2, storage)

@@ -32,9 +32,7 @@ def first_batches(count: int, global_batch: int = 4, seed: int = 0, **options) -
 
 def equal(one: dict, two: dict) -> bool:
     keys = ("images", "labels")
-    same_draws = one["draws"].seed == two["draws"].seed and torch.equal(
-        one["draws"].positions, two["draws"].positions
-    )
+    same_draws = one["draws"].seed == two["draws"].seed and torch.equal(one["draws"].positions, two["draws"].positions)
     return same_draws and all(torch.equal(one[key], two[key]) for key in keys)
 
 
@@ -52,9 +50,7 @@ def test_permutation_is_a_function_of_seed_and_epoch():
     torch.manual_seed(2)
     assert torch.equal(before, epoch_permutation(100, 5, 3))
     state = torch.get_rng_state()
-    orders = [
-        epoch_permutation(100, seed, epoch) for seed in (0, 1, 5, -1, 2**32, 2**32 + 5) for epoch in range(4)
-    ]
+    orders = [epoch_permutation(100, seed, epoch) for seed in (0, 1, 5, -1, 2**32, 2**32 + 5) for epoch in range(4)]
     assert torch.equal(state, torch.get_rng_state())
     assert len(torch.stack(orders).unique(dim=0)) == len(orders)
     assert torch.equal(epoch_permutation(100, -1, 0), epoch_permutation(100, 2**64 - 1, 0))

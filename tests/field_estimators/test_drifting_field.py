@@ -57,8 +57,7 @@ def same(drift, features, other, other_features, tolerance=1e-5):
 def plain_drift(sets, weights, attraction=1.0, repulsion=1.0, normalization="both", floor=1e-3, normalize=(True, True)):
     """Spec 3 and 11 in float64, with differences of points: losses, scale, mean square forces, gradient."""
     generated, positive, negative = (
-        part.detach().double().transpose(1, 2).flatten(0, 1)
-        for part in (sets.generated, sets.positive, sets.negative)
+        part.detach().double().transpose(1, 2).flatten(0, 1) for part in (sets.generated, sets.positive, sets.negative)
     )
     generated.requires_grad_()
     fixed = generated.detach()
@@ -234,9 +233,7 @@ def test_given_statistics_stand_for_those_of_the_features():
 
 def part_of(features, rows):
     return {
-        name: FeatureSets(
-            sets.generated.detach()[rows].requires_grad_(), sets.positive[rows], sets.negative[rows]
-        )
+        name: FeatureSets(sets.generated.detach()[rows].requires_grad_(), sets.positive[rows], sets.negative[rows])
         for name, sets in features.items()
     }
 

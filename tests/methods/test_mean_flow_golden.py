@@ -227,9 +227,7 @@ def build_method(golden, backbone, savings=True):
     return MeanFlow(
         backbone,
         AverageVelocity(moving_rows_only=savings),
-        LogitNormalTimes(
-            loss["P_mean"], loss["P_std"], loss["data_proportion"], 0.1 if loss["tr_uniform"] else 0.0
-        ),
+        LogitNormalTimes(loss["P_mean"], loss["P_std"], loss["data_proportion"], 0.1 if loss["tr_uniform"] else 0.0),
         Identity(golden.config["input_size"], 3),
         AdaptiveWeighting(SquaredError(), loss["norm_p"], loss["norm_eps"]),
         IntervalGuidance(loss["cfg_max"], loss["cfg_beta"], label_drop=loss["class_dropout_prob"]),
@@ -266,7 +264,11 @@ def test_guided_target(name):
         # Rows with r = t do not move.
         close(guided.tangent[~times.equal], golden["mid/v_c"][~times.equal])
     fields = method.field(
-        method.backbone, z, times, condition.labelled(golden["mid/labels_after_drop"].long()), guided.tangent,
+        method.backbone,
+        z,
+        times,
+        condition.labelled(golden["mid/labels_after_drop"].long()),
+        guided.tangent,
         method.backbone.heads,
     )
     close(fields.average, golden["mid/u"])
@@ -283,9 +285,7 @@ def test_loss_and_gradients(name, savings):
     # Our weights as functions of theirs, so that gradients come out by their names.
     weights = {f"backbone.{key}": value for key, value in from_torch(from_jax(official)).items()}
     draws = RawDraws.of(golden, "raw/")
-    terms = torch.func.functional_call(
-        method, weights, (golden["in/images"], golden["in/labels"].long(), draws)
-    )
+    terms = torch.func.functional_call(method, weights, (golden["in/images"], golden["in/labels"].long(), draws))
     close(terms["loss"], golden["out/loss"], 2e-6)
     close(terms["velocity_error"], golden["out/metric_loss_u"])
     close(terms["auxiliary_error"], golden["out/metric_loss_v"])

@@ -53,9 +53,7 @@ def test_sorted_first_the_time_of_equal_rows_is_the_larger_of_two():
 def test_a_share_of_pairs_is_uniform():
     """The same rows are so for both times."""
     for share in (0.3, 1.0):
-        plain, mixed = (
-            LogitNormalTimes(20.0, 0.1, 0.0, uniform_share=value)(update()) for value in (0.0, share)
-        )
+        plain, mixed = (LogitNormalTimes(20.0, 0.1, 0.0, uniform_share=value)(update()) for value in (0.0, share))
         assert (plain.r > 0.99).all()  # logit-normal times lie near 1
         uniform = mixed.r < 0.99
         assert uniform.float().mean().item() == pytest.approx(share, abs=0.04)

@@ -40,10 +40,12 @@ def cells(path, rows, columns):
     picture = np.array(Image.open(path).convert("L"))
     step = (picture.shape[0] - 4) // rows  # 4 pixels of border around images enlarged 8 times
     assert step == 68 and picture.shape == (4 + 68 * rows, 4 + 68 * columns), picture.shape
-    return np.stack([
-        np.stack([picture[4 + row * step :, 4 + column * step :][:64:8, :64:8] for column in range(columns)])
-        for row in range(rows)
-    ])
+    return np.stack(
+        [
+            np.stack([picture[4 + row * step :, 4 + column * step :][:64:8, :64:8] for column in range(columns)])
+            for row in range(rows)
+        ]
+    )
 
 
 def test_inpaint_images_of_the_recipe(edit):
