@@ -19,10 +19,10 @@ from genflow import (
     time_samplers,
 )
 from genflow.condition import Condition
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.errors import UserError
-from genflow.generator import Generator
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
+from genflow.generators.base import Generator
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start t
 import pytest
 import torch
 
-from genflow.recipe import dump_yaml
+from genflow.config.recipe import dump_yaml
 
 # Sums then do not depend on the machine's number of cores, and files may run side by side.
 torch.set_num_threads(1)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from genflow.cli import Parser, console, progress_bar, run_tool
+from genflow.cli.parser import Parser, run_tool
+from genflow.cli.progress import console, progress_bar
 
 
 def main() -> None:

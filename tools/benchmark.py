@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genflow.cli import Parser, console, default_device, device, progress_bar, run_tool
+from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.progress import console, progress_bar
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def _add_inverse(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_inverse(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    from genflow.analysis.inverse_benchmark import InverseOptions, benchmark_inverse, inverse_table
+    from genflow.benchmarks.inverse import InverseOptions, benchmark_inverse, inverse_table
 
     options = InverseOptions(
         arguments.batch,
@@ -111,7 +112,7 @@ def _add_train_step(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_train_step(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    from genflow.analysis.train_step_benchmark import TrainStepOptions, benchmark_train_step, train_step_table
+    from genflow.benchmarks.train_step import TrainStepOptions, benchmark_train_step, train_step_table
 
     options = TrainStepOptions(
         arguments.batch,
@@ -143,7 +144,7 @@ def _add_drift_loss(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_drift_loss(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    from genflow.analysis.drift_loss_benchmark import DriftLossOptions, benchmark_drift_loss, drift_loss_table
+    from genflow.benchmarks.drift_loss import DriftLossOptions, benchmark_drift_loss, drift_loss_table
 
     options = DriftLossOptions(arguments.repeats, arguments.reduced, arguments.precision, arguments.device)
     report = _timed(options, partial(benchmark_drift_loss, arguments.recipe, options, arguments.cfg_options))

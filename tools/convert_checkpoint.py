@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from genflow.cli import Parser, run_tool
+from genflow.cli.parser import Parser, run_tool
 
 EXAMPLE = "python tools/convert_checkpoint.py pmf pmf_b16.pt work_dirs/pmf_b16_imagenet256"
 PMF = (

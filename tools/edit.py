@@ -5,13 +5,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genflow.cli import Parser, default_device, device, progress_bar, run_tool
+from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.progress import progress_bar
 from genflow.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genflow.graph import ComponentGraph
+    from genflow.config.graph import ComponentGraph
     from genflow.methods.base import Method
 
 DESCRIPTION = (
@@ -90,9 +91,9 @@ def main() -> None:
     import torch
 
     from genflow.draws import Draws
-    from genflow.editing import class_edit, edit_in_batches, inpaint, paste, pixel_shape
-    from genflow.pictures import list_files, read_mask, save_rows
-    from genflow.sampling import write_images
+    from genflow.inference.editing import class_edit, edit_in_batches, inpaint, paste, pixel_shape
+    from genflow.inference.read_images import list_files, read_mask
+    from genflow.inference.write_images import save_rows, write_images
 
     inpainting = arguments.edit == "inpaint"
     files = list_files(arguments.images)
@@ -167,10 +168,10 @@ def check_outputs(arguments: Namespace, files: list[Path]) -> None:
 
 
 def open_method(arguments: Namespace) -> tuple["ComponentGraph", "Method"]:
-    from genflow.engine.artifacts import RECIPE_FILE, load_method, open_run
+    from genflow.config.graph import ComponentGraph
+    from genflow.config.recipe import load_recipe
     from genflow.flow_teachers.base import FlowTeacher
-    from genflow.graph import ComponentGraph
-    from genflow.recipe import load_recipe
+    from genflow.runs.folder import RECIPE_FILE, load_method, open_run
 
     graph = open_run(arguments.run)
     if arguments.cfg_options:
@@ -199,8 +200,8 @@ def read_pictures(
     """The images that are to be edited, and their labels."""
     import torch
 
-    from genflow.editing import pixel_shape
-    from genflow.pictures import read_dataset, read_images
+    from genflow.inference.editing import pixel_shape
+    from genflow.inference.read_images import read_dataset, read_images
 
     inpainting = arguments.edit == "inpaint"
     chosen = None if inpainting else arguments.old

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from genflow.cli import Parser, console, default_device, device, progress_bar, run_tool
+from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.progress import console, progress_bar
 
 
 def main() -> None:
@@ -22,8 +23,8 @@ def main() -> None:
     parser.add_argument("--device", type=device, default=default_device())
     arguments = parser.parse_args()
 
-    from genflow.engine.artifacts import open_run
-    from genflow.evaluation.report import evaluate_run, report_table
+    from genflow.runs.evaluate import evaluate_run, report_table
+    from genflow.runs.folder import open_run
 
     graph = open_run(arguments.run)
     with progress_bar("evaluating") as bar:

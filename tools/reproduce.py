@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genflow.cli import Parser, progress_bar, run_tool
+from genflow.cli.parser import Parser, run_tool
+from genflow.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from genflow.analysis.ablation import Ablation, Job
+    from genflow.reproduction.ablation import Ablation, Job
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -30,8 +31,10 @@ def main() -> None:
     folder = arguments.what.removesuffix("-open-points").replace("-", "_")
     out = arguments.out or Path("work_dirs/reproduce") / folder
 
-    from genflow.analysis import reproduce_biflow, reproduce_drifting, reproduce_pmf
-    from genflow.analysis.ablation import default_processes
+    from genflow.reproduction import biflow as reproduce_biflow
+    from genflow.reproduction import drifting as reproduce_drifting
+    from genflow.reproduction import pmf as reproduce_pmf
+    from genflow.reproduction.ablation import default_processes
 
     processes = arguments.processes or default_processes()
     plans = {
@@ -51,8 +54,8 @@ def main() -> None:
 
 
 def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> None:
-    from genflow.analysis import ablation
-    from genflow.analysis.ablation_figure import draw_ablation, sample_strip
+    from genflow.reproduction import ablation
+    from genflow.reproduction.ablation_figure import draw_ablation, sample_strip
     from genflow.weights import write_text
 
     _train(ablation.jobs_of(plan, RECIPES, out, seeds, threads=1), processes)
@@ -69,7 +72,7 @@ def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> No
 
 
 def _train(jobs: "list[Job]", processes: int) -> None:
-    from genflow.analysis.ablation import train_jobs
+    from genflow.reproduction.ablation import train_jobs
 
     with progress_bar(f"training {len(jobs)} runs") as bar:
         task = bar.add_task("", total=len(jobs))
@@ -77,7 +80,7 @@ def _train(jobs: "list[Job]", processes: int) -> None:
 
 
 def _pmf_toy(out: Path, processes: int) -> None:
-    from genflow.analysis import reproduce_pmf
+    from genflow.reproduction import pmf as reproduce_pmf
     from genflow.weights import write_text
 
     _train(reproduce_pmf.toy_jobs(RECIPES, out), processes)
@@ -88,7 +91,7 @@ def _pmf_toy(out: Path, processes: int) -> None:
 
 
 def _drift_toy(out: Path, processes: int) -> None:
-    from genflow.analysis import drift_toy
+    from genflow.reproduction import drift_toy
     from genflow.weights import write_text
 
     _train(drift_toy.toy_jobs(RECIPES, out), processes)
@@ -101,9 +104,9 @@ def _drift_toy(out: Path, processes: int) -> None:
 
 
 def _biflow_toy(out: Path) -> None:
-    from genflow.analysis.toy_figure import draw_toy_figure
-    from genflow.engine.artifacts import is_complete
     from genflow.engine.train import TrainOptions, train
+    from genflow.reproduction.biflow_toy import draw_toy_figure
+    from genflow.runs.folder import is_complete
 
     run = out / "biflow_toy"
     if not is_complete(run):

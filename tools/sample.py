@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from genflow.cli import Parser, default_device, device, progress_bar, run_tool
+from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.progress import progress_bar
 
 
 def main() -> None:
@@ -32,8 +33,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
     arguments = parser.parse_args()
 
-    from genflow.engine.artifacts import load_generator, open_run
-    from genflow.sampling import accelerate, check_out, choose_labels, sample_images, write_images
+    from genflow.inference.accelerate import accelerate
+    from genflow.inference.sampling import choose_labels, sample_images
+    from genflow.inference.write_images import check_out, write_images
+    from genflow.runs.folder import load_generator, open_run
 
     check_out(arguments.out)
     graph = open_run(arguments.run)

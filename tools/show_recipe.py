@@ -1,6 +1,7 @@
 """Show what a recipe builds."""
 
-from genflow.cli import Parser, console, run_tool
+from genflow.cli.parser import Parser, run_tool
+from genflow.cli.progress import console
 
 
 def main() -> None:
@@ -13,14 +14,14 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     arguments = parser.parse_args()
 
-    from genflow.analysis.description import graph_table
-    from genflow.graph import ComponentGraph
-    from genflow.recipe import dump_yaml, load_recipe
+    from genflow.analysis.description import describe, graph_table, mermaid
+    from genflow.config.graph import ComponentGraph
+    from genflow.config.recipe import dump_yaml, load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.cfg_options)
     graph = ComponentGraph.from_recipe(recipe)
-    console().print(graph_table(graph.describe()))
-    print(f"\n```mermaid\n{graph.mermaid()}\n```\n\n{dump_yaml(recipe.to_dict())}", end="")
+    console().print(graph_table(describe(graph)))
+    print(f"\n```mermaid\n{mermaid(graph)}\n```\n\n{dump_yaml(recipe.to_dict())}", end="")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from genflow.cli import Parser, run_tool
+from genflow.cli.parser import Parser, run_tool
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from rich.table import Table
 from torch import nn
 
 from genflow.analysis.flops import GeneratorCost, count_encoder, count_generator, count_macs
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
 
 
 @dataclass(frozen=True)

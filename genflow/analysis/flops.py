@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from genflow.condition import Condition
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.generator import Generator
+from genflow.generators.base import Generator
 
 #: An fvcore handle: lists of the operator's inputs and outputs (``torch._C.Value``) to multiply-adds.
 Handle = Callable[[list[Any], list[Any]], Any]

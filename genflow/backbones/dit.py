@@ -13,8 +13,8 @@ from genflow.condition import Condition
 from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.transformer import Attention
+from genflow.ranges import NotNegative, Positive
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive
 
 _EMBEDDING_STD = 0.02
 _EPS = 1e-6

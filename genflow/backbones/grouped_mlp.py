@@ -6,8 +6,8 @@ from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
 from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding
 from genflow.layers.patches import patchify, unpatchify
+from genflow.ranges import NotNegative, Positive
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive
 
 
 class ResidualLayer(nn.Module):

@@ -11,8 +11,8 @@ from genflow.condition import Condition
 from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding, axial_rotation
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import TransformerLayer, build_norm
+from genflow.ranges import NotNegative, Positive
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive
 
 
 class TokenGroup(nn.Module):

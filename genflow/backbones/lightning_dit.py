@@ -14,8 +14,8 @@ from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids, rotate_h
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.precision import full_precision
 from genflow.layers.transformer import Attention, Feedforward, GeluFeedforward, Norm, RMSNorm, SwiGluFeedforward
+from genflow.ranges import NotNegative, Positive, Range
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive, Range
 
 _EMBEDDING_STD = 0.02
 _EPS = 1e-6

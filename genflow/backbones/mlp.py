@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
+from genflow.ranges import NotNegative, Positive, Size
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive, Size
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from genflow.layers.embeddings import ScalarEmbedding, axial_rotation, sequence_
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.tangents import Pair, carry, derivative, linear_tangent, norm_tangent
 from genflow.layers.transformer import RMSNorm, TransformerLayer
+from genflow.ranges import NotNegative, Positive
 from genflow.registry import BACKBONES
-from genflow.slots import NotNegative, Positive
 
 #: Standard deviation of the layers' initial weights, times the root of their fan-in (spec 2.6).
 _LAYER_GAIN = 0.32

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from genflow.codecs.base import Codec
+from genflow.ranges import Positive
 from genflow.registry import CODECS
-from genflow.slots import Positive
 
 
 @CODECS.register_module()

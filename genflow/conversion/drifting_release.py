@@ -8,13 +8,13 @@ from typing import Any
 
 from genflow.analysis.description import build_on_meta
 from genflow.backbones.lightning_dit import LightningDiT
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.conversion.drifting import from_jax, to_jax
 from genflow.conversion.flax_file import read_flax
-from genflow.conversion.run_folder import check_free, write_run
 from genflow.errors import UserError, shown
 from genflow.feature_encoders.latent_mae import LatentMAE
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
+from genflow.runs.converted import check_free, write_run
 from genflow.weights import check_state
 
 CONFIG_FILE = "metadata.json"

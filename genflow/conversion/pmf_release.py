@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from genflow.backbones.pixel_transformer import PixelTransformer
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.conversion.pmf import ROTATION, from_jax, from_torch, plain_name, to_torch
-from genflow.conversion.run_folder import check_free, read_archive, write_run
 from genflow.errors import UserError
-from genflow.graph import ComponentGraph
 from genflow.layers.embeddings import axial_rotation
-from genflow.recipe import load_recipe
+from genflow.runs.converted import check_free, read_archive, write_run
 from genflow.weights import check_state, read_state
 
 #: Recipes of the released sizes by side of a patch, width, and layers of trunk and main head.

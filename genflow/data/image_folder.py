@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genflow.crops import draw_boxes
 from genflow.data.base import Dataset
+from genflow.data.crops import draw_boxes
 from genflow.draws import Draws
 from genflow.errors import UserError
+from genflow.ranges import Positive, Share
 from genflow.registry import DATASETS
-from genflow.slots import Positive, Share
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
@@ -30,7 +30,7 @@ class ImageFolder(Dataset):
         num_classes: classes, as many as ``data_root`` has folders.
         flip: mirror pictures with probability 1/2.
         crop_area: train on random boxes with a share of the picture's area between these, resized to the square
-            (see :func:`~genflow.crops.draw_boxes`); None for the middle of the picture.
+            (see :func:`~genflow.data.crops.draw_boxes`); None for the middle of the picture.
 
     Raises:
         UserError: one line that names ``data_root`` and what is missing or wrong in it.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genflow.draws import Draws
-from genflow.slots import NotNegative, Positive
+from genflow.ranges import NotNegative, Positive
 
 Storage = Literal["float32", "float16", "uint8"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genflow.data.base import Dataset
 from genflow.draws import Draws
+from genflow.ranges import Positive, Range
 from genflow.registry import DATASETS
-from genflow.slots import Positive, Range
 
 Distribution = Literal["swiss_roll", "checkerboard", "eight_gaussians", "two_moons", "two_modes"]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from genflow.sections import AverageSection
+from genflow.config.sections import AverageSection
 
 
 class WeightAverage:

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook, LoggerHook
 
+from genflow.config.sections import CheckpointSection, SamplesSection
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
 from genflow.engine.distributed import is_main
 from genflow.errors import UserError
-from genflow.images import save_grid
-from genflow.sections import CheckpointSection, SamplesSection
+from genflow.inference.write_images import save_grid
 from genflow.weights import write_text
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from genflow.ranges import NotNegative, Share, Size
 from genflow.registry import OPTIMIZERS
-from genflow.slots import NotNegative, Share, Size
 
 #: Coefficients of the quintic Newton-Schulz iteration.
 _QUINTIC = (3.4445, -4.7750, 2.0315)

@@ -10,12 +10,12 @@ from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from genflow.config.sections import RecipeSections
 from genflow.engine.averages import WeightAverage
 from genflow.engine.checkpoint import TrainingState
 from genflow.engine.distributed import training_device
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.methods.base import Method
-from genflow.sections import RecipeSections
 
 
 class Runner(MMEngineRunner):
@@ -115,4 +115,4 @@ class Runner(MMEngineRunner):
         return ", ".join(type(hook).__name__ for hook in self._hooks)
 
     def dump_config(self) -> None:
-        """The run folder's recipe.yaml is written by :mod:`genflow.engine.artifacts`."""
+        """The run folder's recipe.yaml is written by :mod:`genflow.runs.folder`."""

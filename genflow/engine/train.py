@@ -12,10 +12,10 @@ import torch
 from rich.progress import track
 
 from genflow.analysis.flops import GeneratorCost
-from genflow.codecs.base import Codec
-from genflow.engine import artifacts
+from genflow.config.graph import ComponentGraph, Deferred
+from genflow.config.recipe import load_recipe
 from genflow.engine.averages import WeightAverage, swapped
-from genflow.engine.checkpoint import TrainingState, find_checkpoints, set_aside_later
+from genflow.engine.checkpoint import TrainingState, set_aside_later
 from genflow.engine.distributed import (
     Launcher,
     barrier,
@@ -24,16 +24,10 @@ from genflow.engine.distributed import (
     start_process_group,
     training_device,
 )
+from genflow.engine.preflight import AUTO, check_model, check_prerequisite, find_resume, say
 from genflow.errors import UserError
-from genflow.feature_encoders.base import FeatureEncoder
-from genflow.graph import ComponentGraph, Deferred
 from genflow.methods.base import Method
-from genflow.recipe import load_recipe
-from genflow.weights import read_checkpoint
-
-AUTO = "auto"
-CODEC_HINT = "set its 'weights', e.g. GENFLOW_SD_VAE=path/to/sd-vae-ft-mse for the ImageNet recipes"
-ENCODER_HINT = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
+from genflow.runs import folder as artifacts
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,8 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
             raise UserError(f"{source}: {name}: missing, training needs it")
     data = graph.section("train_dataloader")
     # All that can be wrong is told before a prerequisite trains for hours.
-    cost = _check_model(graph, data.dataset, data.batch_size)
-    checkpoint = _find_resume(work_dir, options.resume)
+    cost = check_model(graph, data.dataset, data.batch_size)
+    checkpoint = find_resume(work_dir, options.resume)
     runs = _train_prerequisites(recipe, graph, source, work_dir, options)
 
     def load_prerequisite(name: str):
@@ -103,65 +97,6 @@ def _train(recipe: dict[str, Any], source: str, work_dir: Path, options: TrainOp
     return _run(graph, method, data, work_dir, checkpoint, recipe, options, cost, runs)
 
 
-def _check_model(graph: ComponentGraph, dataset: Any, batch_size: int) -> GeneratorCost | None:
-    """Build the model on the meta device, see that it fits the data, and count its generator, if it trains one.
-
-    Raises:
-        UserError: it does not fit, or lacks weights that training needs.
-    """
-    from genflow.analysis.description import build_on_meta, count_recipe
-
-    method: Method = build_on_meta(graph)
-    size = rank_and_size()[1]
-    try:
-        method.check_batch(batch_size, size)
-    except UserError as error:
-        raise UserError(f"{graph.source}: {error}") from None
-    if dataset.image_shape != method.image_shape:
-        raise UserError(
-            f"{graph.source}: train_dataloader.dataset: its images are {dataset.image_shape}, "
-            f"the model takes {method.image_shape}"
-        )
-    if method.num_classes not in (0, dataset.num_classes):
-        raise UserError(
-            f"{graph.source}: train_dataloader.dataset: it has {dataset.num_classes} classes, "
-            f"the model {method.num_classes}"
-        )
-    for module in method.modules():
-        if isinstance(module, Codec) and not module.can_decode and method.generator is not None:
-            raise UserError(f"{graph.source}: the codec has no weights, so samples cannot be decoded: {CODEC_HINT}")
-        if isinstance(module, FeatureEncoder) and not module.has_weights:
-            name = type(module).__name__
-            raise UserError(f"{graph.source}: the encoder {name} has no weights: {ENCODER_HINT}")
-    return None if method.generator is None else count_recipe(graph)
-
-
-def _find_resume(work_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint to start from, readable.
-
-    Raises:
-        UserError: the folder holds a run that would be overwritten, or the checkpoint is damaged.
-    """
-    found = find_checkpoints(work_dir)
-    finished = (work_dir / artifacts.WEIGHTS_FILE).exists()
-    holds_run = bool(found) or finished or (work_dir / "scalars.jsonl").exists()
-    if resume is None and holds_run:
-        raise UserError(f"{work_dir}: holds a run already; pass --resume to continue it or another --work-dir")
-    if resume == AUTO:
-        if finished and not found:
-            raise UserError(f"{work_dir}: is finished and has no checkpoint to go on from; pass another --work-dir")
-        checkpoint = found[-1] if found else None
-    else:
-        checkpoint = None if resume is None else Path(resume)
-        if checkpoint is not None and holds_run and checkpoint.resolve().parent.parent != work_dir.resolve():
-            raise UserError(f"{work_dir}: holds another run than {checkpoint}; pass another --work-dir")
-    if checkpoint is not None:
-        read_checkpoint(checkpoint)
-    elif resume == AUTO and holds_run:
-        _say(f"{work_dir}: has no checkpoint yet, starting from the beginning")
-    return checkpoint
-
-
 def _train_prerequisites(
     recipe: dict[str, Any], graph: ComponentGraph, source: str, work_dir: Path, options: TrainOptions
 ) -> dict[str, Path]:
@@ -177,31 +112,13 @@ def _train_prerequisites(
             raise UserError(f"{source}: prerequisites.{name}: its run folder {run_dir} is that of another run too")
         runs[name] = run_dir
         if artifacts.is_complete(run_dir):
-            _check_prerequisite(run_dir, entry["recipe"]["model"], f"{source}: prerequisites.{name}")
-            _say(f"prerequisite '{name}': using {run_dir}")
+            check_prerequisite(run_dir, entry["recipe"]["model"], f"{source}: prerequisites.{name}")
+            say(f"prerequisite '{name}': using {run_dir}")
             continue
-        _say(f"prerequisite '{name}': {run_dir} holds no finished run, training {entry['name']} first")
+        say(f"prerequisite '{name}': {run_dir} holds no finished run, training {entry['name']} first")
         prerequisite = TrainOptions(run_dir, AUTO, options.launcher)
         _train(entry["recipe"], f"{source}: prerequisites.{name}.recipe", run_dir, prerequisite)
     return runs
-
-
-def _check_prerequisite(run_dir: Path, expected: dict[str, Any], where: str) -> None:
-    """See that a finished run was trained with the model that this recipe says."""
-    found = load_recipe(run_dir / artifacts.RECIPE_FILE).to_dict().get("model", {})
-    difference = _first_difference(found, expected, "model")
-    if difference:
-        raise UserError(f"{where}: {run_dir} was trained with another recipe: {difference}; train it in another folder")
-
-
-def _first_difference(found: Any, expected: Any, path: str) -> str | None:
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in [*expected, *(key for key in found if key not in expected)]:
-            difference = _first_difference(found.get(key), expected.get(key), f"{path}.{key}")
-            if difference:
-                return difference
-        return None
-    return None if found == expected else f"{path} is {found!r} there and {expected!r} here"
 
 
 def _run(
@@ -303,7 +220,7 @@ def _finish(
     graph: ComponentGraph, runner: Any, work_dir: Path, seconds: float, cost: GeneratorCost | None, updates: int
 ) -> None:
     """Write the trained weights (every average), metrics and, if the recipe says how, evaluate."""
-    from genflow.evaluation.report import evaluate_run, format_report
+    from genflow.runs.evaluate import evaluate_run, format_report
 
     method, weights = runner.method.eval(), runner.method.trained_parameters()
     exported = runner.exported_average
@@ -335,8 +252,3 @@ def _finish(
         except UserError as error:  # the run itself is complete
             runner.logger.warning(f"not evaluated: {error}")
     runner.logger.info(f"finished in {seconds:.0f} s: {work_dir}")
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, flush=True)

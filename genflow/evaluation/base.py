@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genflow.generator import Generator
+from genflow.generators.base import Generator
 
 
 class Evaluator:

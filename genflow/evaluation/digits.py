@@ -13,9 +13,9 @@ from genflow.data.digits import Digits
 from genflow.errors import UserError
 from genflow.evaluation.base import Evaluator
 from genflow.evaluation.metrics import frechet_distance, precision_recall
-from genflow.generator import Generator
+from genflow.generators.base import Generator
+from genflow.ranges import Positive
 from genflow.registry import EVALUATORS
-from genflow.slots import Positive
 
 
 @EVALUATORS.register_module()

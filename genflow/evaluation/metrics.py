@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 _ROWS = 1024  # rows of a distance matrix held at a time
 
@@ -71,6 +73,12 @@ def _share_inside(points: NDArray[np.float64], centers: NDArray[np.float64], k: 
     radii = np.concatenate([np.partition(distances, k, axis=1)[:, k] for distances in row_blocks(centers)])
     inside = np.concatenate([(distances <= radii).any(axis=1) for distances in row_blocks(points)])
     return float(inside.mean())
+
+
+def energy_distance(samples: Tensor, data: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, 0 for equal distributions."""
+    within = torch.cdist(samples, samples).mean() + torch.cdist(data, data).mean()
+    return (2 * torch.cdist(samples, data).mean() - within).item()
 
 
 def _checked(a: ArrayLike, b: ArrayLike, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

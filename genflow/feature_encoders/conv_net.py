@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.unit_features import unit_features
+from genflow.ranges import Positive
 from genflow.registry import FEATURE_ENCODERS
-from genflow.slots import Positive
 
 
 @FEATURE_ENCODERS.register_module()

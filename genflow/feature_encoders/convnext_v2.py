@@ -12,8 +12,8 @@ from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.imagenet import normalize, resize
 from genflow.feature_encoders.pooling import pooled_features
 from genflow.layers.precision import full_precision
+from genflow.ranges import Positive
 from genflow.registry import FEATURE_ENCODERS
-from genflow.slots import Positive
 from genflow.weights import load_weights, read_state
 
 Stages = tuple[Positive, Positive, Positive, Positive]

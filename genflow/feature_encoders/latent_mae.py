@@ -13,8 +13,8 @@ from genflow.feature_encoders.base import MaskedEncoder
 from genflow.feature_encoders.pooling import pooled_features, pooled_names
 from genflow.layers.patches import grid_side
 from genflow.layers.precision import full_precision
+from genflow.ranges import NotNegative, Positive
 from genflow.registry import FEATURE_ENCODERS
-from genflow.slots import NotNegative, Positive
 
 
 @FEATURE_ENCODERS.register_module()

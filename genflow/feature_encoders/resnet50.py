@@ -10,8 +10,8 @@ from torch import Tensor
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.imagenet import normalize, resize
 from genflow.feature_encoders.pooling import pooled_features, pooled_names
+from genflow.ranges import Positive
 from genflow.registry import FEATURE_ENCODERS
-from genflow.slots import Positive
 from genflow.weights import load_weights, read_state
 
 _MOCO = "module.encoder_q."

@@ -14,8 +14,8 @@ from genflow.condition import Condition
 from genflow.field_estimators.base import VelocityEstimator, VelocityFields
 from genflow.layers.precision import full_precision
 from genflow.layers.tangents import derivative
+from genflow.ranges import Range, Share
 from genflow.registry import FIELD_ESTIMATORS
-from genflow.slots import Range, Share
 from genflow.time_samplers.base import Times
 
 #: Standard deviation of data in the preconditioners (EDM).

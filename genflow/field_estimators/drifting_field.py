@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
+from genflow.ranges import Share, Size
 from genflow.registry import FIELD_ESTIMATORS
-from genflow.slots import Share, Size
 
 # Added to the normalised distance of a point to itself.
 _SELF = 100.0

@@ -11,8 +11,8 @@ from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.field_estimators.base import VelocityEstimator, VelocityFields
 from genflow.layers.precision import full_precision
+from genflow.ranges import Range, Share
 from genflow.registry import FIELD_ESTIMATORS
-from genflow.slots import Range, Share
 from genflow.time_samplers.base import Times
 
 

@@ -22,7 +22,7 @@ from torch.autograd import Function
 
 from genflow.field_estimators.base import Drift, DriftEstimator, DriftStatistics, FeaturePart, FeatureSets
 from genflow.layers.precision import full_precision
-from genflow.slots import Positive, Range
+from genflow.ranges import Positive, Range
 
 Temperature = Annotated[float, Range(above=0)]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
+from genflow.ranges import Positive
 from genflow.registry import FIELD_ESTIMATORS
-from genflow.slots import Positive
 
 
 @FIELD_ESTIMATORS.register_module()

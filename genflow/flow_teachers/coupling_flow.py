@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
 from genflow.layers.precision import full_precision
+from genflow.ranges import Positive, Range
 from genflow.registry import FLOW_TEACHERS
-from genflow.slots import Positive, Range
 
 
 class CouplingBlock(nn.Module):

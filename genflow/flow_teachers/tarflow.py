@@ -11,8 +11,8 @@ from genflow.flow_teachers.captured_inverse import CapturedInverse, invert_block
 from genflow.flow_teachers.flow_block import FlowBlock, FlowStyle, GuidedInverse
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import Feedforward, Norm
+from genflow.ranges import NotNegative, Positive, Range
 from genflow.registry import FLOW_TEACHERS
-from genflow.slots import NotNegative, Positive, Range
 
 
 @FLOW_TEACHERS.register_module()

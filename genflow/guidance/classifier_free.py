@@ -5,8 +5,8 @@ from torch import Tensor
 
 from genflow.draws import Draws
 from genflow.guidance.base import ReverseGuidance
+from genflow.ranges import Share
 from genflow.registry import GUIDANCE
-from genflow.slots import Share
 
 
 @GUIDANCE.register_module()

@@ -5,8 +5,8 @@ import torch
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance
+from genflow.ranges import Share, Size
 from genflow.registry import GUIDANCE
-from genflow.slots import Share, Size
 from genflow.time_samplers.base import Times
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance, power_law
+from genflow.ranges import Share, Size
 from genflow.registry import GUIDANCE
-from genflow.slots import Share, Size
 from genflow.time_samplers.base import Times
 
 

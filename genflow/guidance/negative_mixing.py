@@ -5,8 +5,8 @@ from torch import Tensor
 
 from genflow.draws import Draws
 from genflow.guidance.base import NegativeGuidance, power_law
+from genflow.ranges import Positive, Share, Size
 from genflow.registry import GUIDANCE
-from genflow.slots import Positive, Share, Size
 
 
 @GUIDANCE.register_module()

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from genflow.draws import Draws
 from genflow.guidance.base import ReverseGuidance
+from genflow.ranges import Share, Size
 from genflow.registry import GUIDANCE
-from genflow.slots import Share, Size
 
 
 @GUIDANCE.register_module()

@@ -7,7 +7,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from genflow.draws import Draws
-from genflow.generator import Generator
+from genflow.generators.base import Generator
 from genflow.weights import check_state
 
 

@@ -9,14 +9,14 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generator import OnePassGenerator, TwoPassGenerator
+from genflow.generators.reverse import OnePassGenerator, TwoPassGenerator
 from genflow.guidance.base import ReverseGuidance
 from genflow.inverse_heads.base import InverseHead
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
-from genflow.perceptual import PerceptualLoss, PerceptualSection
+from genflow.methods.perceptual import PerceptualLoss, PerceptualSection
+from genflow.ranges import Size
 from genflow.registry import METHODS
-from genflow.slots import Size
 
 
 @METHODS.register_module()

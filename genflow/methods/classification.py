@@ -6,8 +6,8 @@ from torch import Tensor
 from genflow.draws import Draws
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.methods.base import Method
+from genflow.ranges import Size
 from genflow.registry import METHODS
-from genflow.slots import Size
 
 
 @METHODS.register_module()

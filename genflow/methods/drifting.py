@@ -13,14 +13,14 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.data.sample_queue import QueueSection, SampleQueue
 from genflow.draws import Draws
-from genflow.drifting_generator import DriftingGenerator
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators.base import DriftEstimator, DriftStatistics, FeatureSets
+from genflow.generators.drifting import DriftingGenerator
 from genflow.guidance.base import NegativeGuidance
 from genflow.methods.base import Method
+from genflow.ranges import Positive
 from genflow.registry import METHODS
-from genflow.slots import Positive
 
 
 @METHODS.register_module()

@@ -9,12 +9,12 @@ from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
 from genflow.draws import Draws
 from genflow.field_estimators.base import VelocityEstimator
+from genflow.generators.velocity import InstantaneousVelocityGenerator
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
+from genflow.ranges import Positive, Share, Size
 from genflow.registry import METHODS
-from genflow.slots import Positive, Share, Size
 from genflow.time_samplers.base import TimeSampler
-from genflow.velocity_generator import InstantaneousVelocityGenerator
 
 
 @METHODS.register_module()

@@ -10,8 +10,8 @@ from genflow.codecs.base import Codec
 from genflow.draws import Draws
 from genflow.feature_encoders.base import MaskedEncoder
 from genflow.methods.base import Method
+from genflow.ranges import NotNegative, Positive, Share
 from genflow.registry import METHODS
-from genflow.slots import NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from torch import Tensor
 from genflow.codecs.base import Codec
 from genflow.draws import Draws
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generator import FlowGenerator
+from genflow.generators.flow import FlowGenerator
 from genflow.methods.base import Method
+from genflow.ranges import Share, Size
 from genflow.registry import METHODS
-from genflow.slots import Share, Size
 
 
 @METHODS.register_module()

@@ -10,14 +10,14 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.field_estimators.base import VelocityEstimator
+from genflow.generators.velocity import AverageVelocityGenerator
 from genflow.guidance.base import GuidedTarget, VelocityGuidance
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
-from genflow.perceptual import PerceptualLoss, PerceptualSection
+from genflow.methods.perceptual import PerceptualLoss, PerceptualSection
+from genflow.ranges import Share, Size
 from genflow.registry import METHODS
-from genflow.slots import Share, Size
 from genflow.time_samplers.base import Times, TimeSampler
-from genflow.velocity_generator import AverageVelocityGenerator
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genflow.draws import Draws
+from genflow.ranges import Share, Size
 from genflow.registry import TIME_SAMPLERS
-from genflow.slots import Share, Size
 from genflow.time_samplers.base import Times, TimeSampler
 
 

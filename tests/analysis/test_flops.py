@@ -15,7 +15,8 @@ from genflow.backbones import GroupedTransformer
 from genflow.codecs import SDVAE, Identity
 from genflow.errors import UserError
 from genflow.flow_teachers import TARFlow
-from genflow.generator import FlowGenerator, OnePassGenerator
+from genflow.generators.flow import FlowGenerator
+from genflow.generators.reverse import OnePassGenerator
 
 IMPROVED = {
     "norm": "rms",

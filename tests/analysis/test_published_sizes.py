@@ -9,8 +9,8 @@ import pytest
 
 from genflow.analysis.description import analyze_recipe, build_on_meta
 from genflow.analysis.flops import count_generator
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genflow.engine.artifacts import load_generator, open_run
 from genflow.engine.train import TrainOptions, train
+from genflow.runs.folder import load_generator, open_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {"image_size": 8, "channels": 1, "width": 32, "num_classes": 10}

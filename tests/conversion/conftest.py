@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from genflow.config.recipe import dump_yaml
 from genflow.conversion.drifting_release import convert_drifting
 from genflow.errors import UserError
-from genflow.recipe import dump_yaml
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

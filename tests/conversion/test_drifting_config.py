@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from genflow.recipe import load_recipe
+from genflow.config.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GENERATOR = {

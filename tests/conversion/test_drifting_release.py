@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from genflow.condition import Condition
+from genflow.config.recipe import load_recipe
 from genflow.conversion.drifting import to_jax
-from genflow.engine.artifacts import load_generator, load_method, open_run
 from genflow.feature_encoders.latent_mae import LatentMAE
-from genflow.recipe import load_recipe
+from genflow.runs.folder import load_generator, load_method, open_run
 
 TOLERANCE = 1e-5  # of the largest entry, as the README of the vectors says
 RUN = Path("run")

@@ -9,11 +9,11 @@ import torch
 
 from genflow.analysis.description import build_on_meta
 from genflow.analysis.flops import count_generator
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.conversion.pmf import from_torch, plain_name, to_torch
 from genflow.conversion.pmf_release import convert_pmf
 from genflow.errors import UserError
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pmf"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from genflow.config.sections import AverageSection
 from genflow.engine.averages import WeightAverage, swapped
-from genflow.sections import AverageSection
 
 
 def test_constant_decay():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from genflow.config.sections import AverageSection
 from genflow.draws import Draws
 from genflow.engine.averages import WeightAverage
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.schedule import WarmupLR
 from genflow.methods.base import Method
-from genflow.sections import AverageSection
 
 ARCHIVE = np.load(Path(__file__).parents[1] / "golden" / "drifting" / "optimizer.npz", allow_pickle=False)
 CONFIG = json.loads(str(ARCHIVE["config"]))

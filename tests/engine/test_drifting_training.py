@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from genflow.engine.artifacts import load_generator, open_run
+from genflow.config.recipe import dump_yaml
 from genflow.engine.loop import UpdateLoop
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.methods import Drifting
-from genflow.recipe import dump_yaml
+from genflow.runs.folder import load_generator, open_run
 from genflow.weights import read_checkpoint, read_state, read_weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ def test_draws_are_those_of_the_cpu():
 
 
 def test_biflow_trains_in_bfloat16_and_samples(tmp_path):
-    from genflow.engine.artifacts import load_generator, open_run
     from genflow.engine.train import TrainOptions, train
+    from genflow.runs.folder import load_generator, open_run
 
     short = {"train_cfg.max_iters": 5, "optim_wrapper.precision": "bfloat16", "evaluation.per_class": 5}
     overrides = {**short, **{f"prerequisites.teacher.recipe.{key}": value for key, value in short.items()}}

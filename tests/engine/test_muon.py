@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from genflow.backbones.pixel_transformer import PixelTransformer
+from genflow.config.recipe import dump_yaml
 from genflow.engine import muon
 from genflow.engine.muon import Muon, orthogonalize
 from genflow.engine.train import TrainOptions, train
 from genflow.layers.embeddings import ClassEmbedding
 from genflow.layers.transformer import TransformerLayer
-from genflow.recipe import dump_yaml
 from genflow.weights import read_checkpoint
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "pmf" / "muon.npz", allow_pickle=False)

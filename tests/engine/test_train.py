@@ -15,7 +15,7 @@ from genflow.engine.distributed import first_node
 from genflow.engine.loop import TrainingDiverged
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
-from genflow.generator import FlowGenerator
+from genflow.generators.flow import FlowGenerator
 from genflow.registry import HOOKS
 from genflow.weights import read_checkpoint, read_weights
 

@@ -12,7 +12,7 @@ from genflow.condition import Condition
 from genflow.data import Digits
 from genflow.errors import UserError
 from genflow.evaluation import DigitsEvaluator
-from genflow.generator import Generator
+from genflow.generators.base import Generator
 from genflow.registry import EVALUATORS
 
 

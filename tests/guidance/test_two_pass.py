@@ -9,7 +9,7 @@ from genflow.codecs.identity import Identity
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.errors import UserError
-from genflow.generator import OnePassGenerator, TwoPassGenerator
+from genflow.generators.reverse import OnePassGenerator, TwoPassGenerator
 from genflow.guidance import ClassifierFreeGuidance
 
 SIZE, CHANNELS, PATCH, CLASSES, GROUPS = 4, 2, 2, 3, 3

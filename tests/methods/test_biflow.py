@@ -12,15 +12,15 @@ from torch import nn
 from genflow.backbones import GroupedTransformer
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
+from genflow.config.sections import AverageSection
 from genflow.draws import Draws
 from genflow.engine.averages import WeightAverage, swapped
 from genflow.flow_teachers import TARFlow
-from genflow.generator import OnePassGenerator
+from genflow.generators.reverse import OnePassGenerator
 from genflow.guidance import TrainingTimeCFG
 from genflow.inverse_heads import HiddenAlignment
 from genflow.losses import AdaptiveWeighting, SquaredError
 from genflow.methods import BiFlow
-from genflow.sections import AverageSection
 
 SIZE, CHANNELS, PATCH, CLASSES, BLOCKS = 4, 2, 2, 3, 2
 NOISE_STD = 0.3

@@ -11,12 +11,12 @@ from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.feature_encoders import ConvNet
 from genflow.flow_teachers import CouplingFlow, TARFlow
-from genflow.generator import TwoPassGenerator
+from genflow.generators.reverse import TwoPassGenerator
 from genflow.guidance import ClassifierFreeGuidance
 from genflow.inverse_heads import HiddenAlignment, NaiveDistillation
 from genflow.losses import AdaptiveWeighting, FeatureDistance, SquaredError
 from genflow.methods import BiFlow
-from genflow.perceptual import PerceptualSection, PerceptualTerm
+from genflow.methods.perceptual import PerceptualSection, PerceptualTerm
 
 SIZE, CHANNELS, PATCH, CLASSES, BLOCKS = 4, 2, 2, 3, 2
 NOISE_STD = 0.3

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from genflow.config.recipe import dump_yaml
 from genflow.data import Digits
 from genflow.draws import Draws
-from genflow.engine.artifacts import load_generator, load_method, open_run
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.feature_encoders import ConvNet
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.methods import Classification
-from genflow.recipe import dump_yaml
+from genflow.runs.folder import load_generator, load_method, open_run
 
 ROOT = Path(__file__).parents[2]
 

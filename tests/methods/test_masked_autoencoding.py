@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from genflow.codecs import Identity
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.data import Digits
 from genflow.draws import Draws
-from genflow.engine.artifacts import load_generator, load_method, open_run, read_artifact
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.feature_encoders import LatentMAE
 from genflow.feature_encoders.base import MaskedEncoder
-from genflow.graph import ComponentGraph
 from genflow.methods import MaskedAutoencoding
 from genflow.methods.masked_autoencoding import ClassificationSection
-from genflow.recipe import load_recipe
+from genflow.runs.folder import load_generator, load_method, open_run, read_artifact
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "mae_digits.yaml"
 TINY = {"model.encoder.width": 8, "model.encoder.depths": [1, 2], "model.encoder.norm_groups": 2}

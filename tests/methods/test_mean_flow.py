@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
-from genflow.engine.artifacts import load_generator, open_run
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
-from genflow.graph import ComponentGraph
-from genflow.recipe import load_recipe
+from genflow.runs.folder import load_generator, open_run
 from genflow.weights import read_checkpoint, read_weights
 
 ROOT = Path(__file__).parents[2]

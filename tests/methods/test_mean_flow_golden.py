@@ -19,15 +19,15 @@ from genflow.condition import Condition
 from genflow.conversion.pmf import from_jax, from_torch
 from genflow.draws import Draws
 from genflow.field_estimators import AverageVelocity
+from genflow.generators.velocity import AverageVelocityGenerator
 from genflow.guidance.interval import IntervalGuidance
 from genflow.losses.adaptive import AdaptiveWeighting
 from genflow.losses.base import Loss
 from genflow.losses.squared_error import SquaredError
 from genflow.methods.mean_flow import MeanFlow, SavingsSection
-from genflow.perceptual import PerceptualSection, PerceptualTerm
+from genflow.methods.perceptual import PerceptualSection, PerceptualTerm
 from genflow.time_samplers import LogitNormalTimes
 from genflow.time_samplers.base import Times
-from genflow.velocity_generator import AverageVelocityGenerator
 
 HERE = Path(__file__).parents[1] / "golden" / "pmf"
 FOLDERS = [HERE, *([Path(os.environ["GENFLOW_GOLDEN"]) / "pmf"] if "GENFLOW_GOLDEN" in os.environ else [])]

@@ -11,23 +11,23 @@ import torch
 from genflow.backbones import DiT
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.codecs import Identity
+from genflow.config.graph import ComponentGraph
+from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
-from genflow.engine.artifacts import load_generator, open_run, read_artifact, weights_file
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.feature_encoders import ConvNet
 from genflow.field_estimators import AverageVelocity
-from genflow.graph import ComponentGraph
+from genflow.generators.velocity import AverageVelocityGenerator
 from genflow.guidance.fixed_mixture import FixedMixture
 from genflow.guidance.interval import IntervalGuidance
 from genflow.layers import tangents
 from genflow.losses import AdaptiveWeighting, FeatureDistance, SquaredError
 from genflow.methods.mean_flow import MeanFlow, SavingsSection
-from genflow.perceptual import PerceptualSection, PerceptualTerm
-from genflow.recipe import load_recipe
+from genflow.methods.perceptual import PerceptualSection, PerceptualTerm
+from genflow.runs.folder import load_generator, open_run, read_artifact, weights_file
 from genflow.time_samplers import LogitNormalTimes
-from genflow.velocity_generator import AverageVelocityGenerator
 from genflow.weights import write_weights
 
 ROOT = Path(__file__).parents[2]
@@ -325,7 +325,7 @@ def test_artifact_holds_no_auxiliary_weights(run):
 
 def test_a_run_samples_without_what_only_training_needs(run, monkeypatch):
     graph = open_run(run)
-    monkeypatch.setattr("genflow.engine.artifacts.prerequisite_file", lambda *_: Path("not there"))
+    monkeypatch.setattr("genflow.runs.folder.prerequisite_file", lambda *_: Path("not there"))
     generator = load_generator(graph, run)
     assert isinstance(generator, AverageVelocityGenerator) and generator.network.heads == ("main",)
     assert not any(isinstance(module, ConvNet) for module in generator.modules())

@@ -28,8 +28,8 @@ def biflow_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The weights are random, so that its images depend on all that they can depend on; trained ones start at zero.
     """
-    from genflow.engine.artifacts import prerequisite_file, weights_file
     from genflow.engine.train import TrainOptions, train
+    from genflow.runs.folder import prerequisite_file, weights_file
     from genflow.weights import read_weights, write_weights
 
     folder = tmp_path_factory.mktemp("biflow") / "biflow_digits"

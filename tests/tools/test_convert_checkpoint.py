@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from genflow.condition import Condition
+from genflow.config.recipe import dump_yaml, load_recipe
 from genflow.conversion.pmf_release import convert_pmf
-from genflow.engine.artifacts import load_generator, open_run
-from genflow.recipe import dump_yaml, load_recipe
+from genflow.runs.folder import load_generator, open_run
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pmf"
@@ -335,7 +335,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(refused, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("genflow.conversion.run_folder.write_weights", fail)
+        patched.setattr("genflow.runs.converted.write_weights", fail)
         assert refused_state(refused, released(), "--recipe", "tiny.yaml") == "error: no space left"
     assert os.listdir("run") == []
     # An empty folder may be there.

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from genflow import registry
+from genflow.config.recipe import load_recipe
 from genflow.errors import UserError
-from genflow.recipe import load_recipe
 from genflow.weights import read_weights
 
 ROOT = Path(__file__).parents[2]
@@ -131,8 +131,8 @@ def test_the_table_names_every_contract_and_registry():
 
 
 def test_the_document_tells_the_truth_about_mistakes():
+    from genflow.config.slots import check
     from genflow.losses.base import Loss
-    from genflow.slots import check
 
     namespace = {"__name__": "charbonnier_in_a_test"}
     exec(compile(blocks("python")[0], "charbonnier.py", "exec"), namespace)

@@ -13,7 +13,7 @@ from PIL import Image
 from genflow.data import Digits
 from genflow.evaluation import DigitsEvaluator
 from genflow.evaluation.base import Evaluator
-from genflow.images import to_uint8
+from genflow.inference.write_images import to_uint8
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genflow.analysis import drift_toy
+from genflow.reproduction import drift_toy
 
 TOOL = Path(__file__).parents[2] / "tools" / "reproduce.py"
 

@@ -1,0 +1,1 @@
+"""Computations timed against each other in one process."""

@@ -1,0 +1,322 @@
+"""From a recipe to a graph of components, and from the graph to built objects.
+
+:meth:`ComponentGraph.from_recipe` checks a whole recipe before anything is built: every slot against its
+kind, every argument against the constructor's signature. :meth:`ComponentGraph.build` then constructs by
+dependency injection: a component receives built objects, never configs.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genflow.config import slots
+from genflow.config.sections import RecipeSections
+from genflow.config.slots import Mismatch, Node, Reference, Section
+from genflow.errors import UserError, nearest, reason, shown
+from genflow.weights import check_state
+
+#: Modules that recipes of older run folders import, and where they are now.
+_MOVED_MODULES = {"genflow.analysis.drift_toy": "genflow.reproduction.drift_toy"}
+
+#: Given the name of a prerequisite, returns the weights of its artifact.
+WeightLoader = Callable[[str], Mapping[str, Tensor]]
+
+
+def import_custom_modules(modules: list[str], source: str) -> None:
+    """Import the modules of ``custom_imports``, which register components.
+
+    The working folder is searched too.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise UserError(f"{source}: custom_imports: found {modules!r}, expected a list of module names")
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(_MOVED_MODULES.get(module, module))
+        except Exception as error:  # whatever the user's code raises
+            raise UserError(
+                f"{source}: custom_imports: cannot import '{module}' from the working folder or PYTHONPATH: "
+                f"{reason(error)}"
+            ) from error
+
+
+class ComponentGraph:
+    """The checked components of one recipe.
+
+    Args:
+        source: the recipe's file, for messages.
+        recipe: its checked sections.
+        components: checked shared components by name.
+        prerequisites: graphs of the recipes that this one needs, by name.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        recipe: Section,
+        components: dict[str, Node],
+        prerequisites: dict[str, "ComponentGraph"],
+    ):
+        self.source = source
+        self.recipe = recipe
+        self.components = components
+        self.prerequisites = prerequisites
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], source: str | None = None) -> "ComponentGraph":
+        """Check a resolved recipe (see :func:`genflow.config.recipe.load_recipe`).
+
+        Raises:
+            UserError: one line with the file, the path in the recipe, what was found, what was expected.
+        """
+        source = source or str(getattr(recipe, "filename", None) or "recipe")
+        plain = _plain(recipe)
+        import_custom_modules(plain.get("custom_imports", []), source)
+        try:
+            checked = slots.check_section(plain, RecipeSections, "")
+            prerequisites = {
+                name: cls._from_prerequisite(entry, name, source)
+                for name, entry in plain.get("prerequisites", {}).items()
+            }
+            checked.arguments = {key: value for key, value in checked.arguments.items() if value is not None}
+            components = {
+                name: slots.check_component(config, f"components.{name}")
+                for name, config in plain.get("components", {}).items()
+            }
+            graph = cls(source, checked, components, prerequisites)
+            graph._check_references()
+            graph.artifact  # noqa: B018 (it says what is wrong)
+            graph.settings()
+        except Mismatch as error:
+            raise UserError(f"{source}: {error}") from None
+        return graph
+
+    @classmethod
+    def _from_prerequisite(cls, entry: Any, name: str, source: str) -> "ComponentGraph":
+        if not isinstance(entry, dict) or not isinstance(entry.get("recipe"), dict):
+            found = shown(entry)
+            raise Mismatch(f"prerequisites.{name}", f"found {found}, expected a recipe that load_recipe has resolved")
+        return cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
+
+    def _targets(self) -> dict[str, str]:
+        """What ``$name`` can refer to, with its kind."""
+        clash = self.components.keys() & self.prerequisites.keys()
+        if clash:
+            raise Mismatch(f"components.{min(clash)}", "a prerequisite has the same name")
+        kinds = {name: node.kind for name, node in self.components.items()}
+        return kinds | {name: graph.artifact.kind for name, graph in self.prerequisites.items()}
+
+    def _check_references(self) -> None:
+        targets, used = self._targets(), set()
+
+        def visit(value: Any, trail: tuple[str, ...]) -> None:
+            for item in slots.walk(value):
+                if isinstance(item, Node):
+                    visit(item.arguments, trail)
+                    continue
+                if item.name not in targets:
+                    raise Mismatch(
+                        item.path,
+                        f"found '${item.name}', expected one of the shared components and prerequisites "
+                        f"({', '.join(sorted(targets)) or 'there are none'}){nearest(item.name, targets)}",
+                    )
+                if item.kind not in (None, targets[item.name]):
+                    raise Mismatch(item.path, f"'${item.name}' is a {targets[item.name]}, expected a {item.kind}")
+                if item.family is not None:
+                    slots.check_family(self.target(item).cls, item.family, item.path)
+                if item.name in trail:
+                    raise Mismatch(item.path, f"cycle: {' -> '.join((*trail, item.name))}")
+                used.add(item.name)
+                if item.name in self.components:
+                    visit(self.components[item.name].arguments, (*trail, item.name))
+
+        for name, node in self.components.items():
+            visit(node.arguments, (name,))
+        used.clear()
+        visit(self.recipe, ())
+        for name in sorted(targets.keys() - used):
+            section = "components" if name in self.components else "prerequisites"
+            raise Mismatch(f"{section}.{name}", f"is not used; refer to it as ${name} or remove it")
+
+    @property
+    def model(self) -> Node:
+        """The method's node."""
+        return self.recipe.arguments["model"]
+
+    @property
+    def artifact(self) -> Node:
+        """The node that a recipe gets which names this one as a prerequisite.
+
+        Raises:
+            Mismatch: the recipe leaves it out, or puts a prerequisite there.
+        """
+        node: Any = _without(self.model, self.model.cls.training_only)
+        for part in self.model.cls.artifact.split("."):
+            if part not in node.arguments:
+                raise Mismatch(f"{node.path}.{part}", "missing, it is what the recipe trains")
+            node = node.arguments[part]
+            if isinstance(node, Reference):
+                if node.name in self.prerequisites:
+                    raise Mismatch(node.path, f"'${node.name}' is trained already, expected what is to be trained")
+                node = self.components[node.name]
+        return node
+
+    def section(self, name: str) -> Any:
+        """Build one section of the recipe, e.g. ``train_dataloader``; None if the recipe lacks it."""
+        return self._build(self.recipe.arguments.get(name), {}, None)
+
+    def settings(self) -> RecipeSections:
+        """All plain settings: the recipe without its components."""
+        built = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "custom_hooks", "evaluation")
+        plain = {key: value for key, value in self.recipe.arguments.items() if key not in built}
+        for key in ("components", "prerequisites"):
+            plain[key] = {}
+        return self._build(Section("", RecipeSections, {**plain, "model": None}), {}, None)
+
+    def build(
+        self,
+        weights: WeightLoader | None = None,
+        objects: dict[str, Any] | None = None,
+        for_training: bool = True,
+    ) -> nn.Module:
+        """Build the model.
+
+        Args:
+            weights: loads the artifacts of prerequisites; without it they are built on the meta device,
+                which is enough for counting.
+            objects: filled with every built component by its path in the recipe.
+            for_training: without it the arguments that the method calls ``training_only`` are left out.
+
+        Raises:
+            UserError: a component refuses its arguments; the line names its path in the recipe.
+        """
+        model = self.model if for_training else _without(self.model, self.model.cls.training_only)
+        return self._build(model, {} if objects is None else objects, weights)
+
+    def build_artifact(self, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Build the artifact alone and load its weights, or leave it on the meta device without them.
+
+        Raises:
+            ValueError: the weights do not fit.
+        """
+        if state is None:
+            with torch.device("meta"):
+                return self._build(self.artifact, {}, None)
+        module = self._build(self.artifact, {}, None)
+        check_state(module.state_dict(), state)
+        module.load_state_dict(state)
+        return module
+
+    def _build(self, value: Any, objects: dict[str, Any], weights: WeightLoader | None) -> Any:
+        def make(node: Node) -> Any:
+            if node.path not in objects:
+                arguments = {key: slots.build(entry, make, resolve) for key, entry in node.arguments.items()}
+                objects[node.path] = self._construct(node, arguments)
+            return objects[node.path]
+
+        def resolve(reference: Reference) -> Any:
+            if reference.name in self.components:
+                return make(self.components[reference.name])
+            path = f"prerequisites.{reference.name}"
+            if path not in objects:
+                state = None if weights is None else weights(reference.name)
+                objects[path] = self.prerequisites[reference.name].build_artifact(state)
+            return objects[path]
+
+        try:
+            return slots.build(value, make, resolve)
+        except Mismatch as error:
+            raise UserError(f"{self.source}: {error}") from None
+
+    def _construct(self, node: Node, arguments: dict[str, Any]) -> Any:
+        supplied = getattr(slots.KINDS[node.kind], "supplied", ())
+        if supplied:
+            return Deferred(node, arguments, self.source)
+        try:
+            return node.cls(**arguments)
+        except Exception as error:  # whatever a component raises when it refuses its arguments
+            raise UserError(f"{self.source}: {node.path}: {reason(error)}") from error
+
+    def nodes(self) -> Iterator[tuple[Node, list[Node]]]:
+        """Every component under the model with its children, shared ones once, parents first."""
+        seen: set[str] = set()
+
+        def visit(node: Node) -> Iterator[tuple[Node, list[Node]]]:
+            if node.path in seen:
+                return
+            seen.add(node.path)
+            children = [self.target(item) for item in slots.walk(node.arguments)]
+            yield node, children
+            for child in children:
+                yield from visit(child)
+
+        yield from visit(self.model)
+
+    def target(self, item: Node | Reference) -> Node:
+        """The node itself, or the one a reference means; a prerequisite's stands for its artifact."""
+        if isinstance(item, Node):
+            return item
+        if item.name in self.components:
+            return self.components[item.name]
+        artifact = self.prerequisites[item.name].artifact
+        return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
+
+
+def _without(node: Node, paths: Iterable[str]) -> Node:
+    """The node without some arguments, named by dotted paths; what they lead through must be a component."""
+    arguments = dict(node.arguments)
+    for path in paths:
+        name, _, rest = path.partition(".")
+        if not rest:
+            arguments.pop(name, None)
+        elif isinstance(arguments.get(name), Node):
+            arguments[name] = _without(arguments[name], [rest])
+    return replace(node, arguments=arguments)
+
+
+class Deferred:
+    """A component whose first arguments the engine supplies (an optimizer, a scheduler)."""
+
+    def __init__(self, node: Node, arguments: dict[str, Any], source: str):
+        self.node = node
+        self.arguments = arguments
+        self.source = source
+
+    def fill(self, name: str, value: Any) -> None:
+        """Give an argument a value if the component has it and the recipe does not set it."""
+        if name in slots.signature_of(self.node.cls):
+            self.arguments.setdefault(name, value)
+
+    def __call__(self, *supplied: Any) -> Any:
+        """Construct with the supplied arguments in front.
+
+        Raises:
+            UserError: the component refuses its arguments.
+        """
+        try:
+            return self.node.cls(*supplied, **self.arguments)
+        except Exception as error:
+            raise UserError(f"{self.source}: {self.node.path}: {reason(error)}") from error
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """An mmengine Config as plain dictionaries and lists."""
+    if hasattr(recipe, "to_dict"):
+        return recipe.to_dict()
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: strip(entry) for key, entry in value.items()}
+        return [strip(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+    return strip(recipe)

@@ -1,0 +1,172 @@
+"""The sections of a recipe: every key, its type and its default."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from genflow.data.base import Dataset
+from genflow.evaluation.base import Evaluator
+from genflow.methods.base import Method
+from genflow.ranges import NotNegative, Positive, Range
+
+
+class OptimizerSlot:
+    """A torch or GenFlow optimizer, by class name; the engine supplies ``params``."""
+
+    kind = "optimizer"
+
+
+class SchedulerSlot:
+    """A GenFlow or mmengine parameter scheduler; the engine supplies ``optimizer``."""
+
+    kind = "parameter scheduler"
+
+
+class HookSlot:
+    """A GenFlow or custom mmengine hook."""
+
+    kind = "hook"
+
+
+@dataclass
+class LoaderSection:
+    """Training data.
+
+    Args:
+        dataset: what to train on.
+        batch_size: samples per update, over all processes and micro-batches.
+        num_workers: loader processes per training process.
+    """
+
+    dataset: Dataset
+    batch_size: Positive
+    num_workers: NotNegative = 0
+
+
+@dataclass
+class TrainSection:
+    """How long to train.
+
+    Args:
+        max_iters: optimizer updates.
+        micro_batches: parts that each process splits its batch into, to save memory; the result is the same.
+    """
+
+    max_iters: Positive
+    micro_batches: Positive = 1
+
+
+@dataclass
+class OptimSection:
+    """How to update.
+
+    Args:
+        optimizer: the optimizer.
+        precision: ``bfloat16`` runs the networks under autocast, on any device.
+        clip_grad_norm: largest global gradient norm; None never clips.
+    """
+
+    optimizer: OptimizerSlot
+    precision: Literal["float32", "bfloat16"] = "float32"
+    clip_grad_norm: Annotated[float, Range(above=0)] | None = None
+
+
+@dataclass
+class AverageSection:
+    """An exponential moving average of the weights; give ``decay`` or ``half_life``.
+
+    Args:
+        decay: constant decay per update.
+        half_life: images after which a weight's share has halved.
+        ramp_up: share of the images seen so far that bounds the half-life, so that early averages forget
+            the initial weights; None for no bound.
+    """
+
+    decay: Annotated[float, Range(low=0, high=1)] | None = None
+    half_life: Annotated[float, Range(above=0)] | None = None
+    ramp_up: Annotated[float, Range(above=0)] | None = 0.05
+
+    def __post_init__(self):
+        if (self.decay is None) == (self.half_life is None):
+            raise ValueError("an average needs either decay or half_life")
+
+
+@dataclass
+class LoggerSection:
+    """The console log.
+
+    Args:
+        interval: updates between two lines.
+    """
+
+    interval: Positive = 50
+
+
+@dataclass
+class CheckpointSection:
+    """Training checkpoints.
+
+    Args:
+        interval: updates between two checkpoints.
+        max_keep_ckpts: newest checkpoints to keep.
+    """
+
+    interval: Positive = 500
+    max_keep_ckpts: Positive = 2
+
+
+@dataclass
+class SamplesSection:
+    """Sample grids while training.
+
+    Args:
+        interval: updates between two grids; 0 draws none but the last.
+        per_class: columns of the grid.
+        classes: rows of the grid, the first so many classes.
+        guidance: scale; None takes the generator's default.
+    """
+
+    interval: NotNegative = 0
+    per_class: Positive = 8
+    classes: Positive = 10
+    guidance: float | None = None
+
+
+@dataclass
+class HooksSection:
+    """The hooks every run has."""
+
+    logger: LoggerSection = field(default_factory=LoggerSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    samples: SamplesSection = field(default_factory=SamplesSection)
+
+
+@dataclass
+class RecipeSections:
+    """A whole recipe.
+
+    Args:
+        model: the method and its components.
+        components: shared components, referred to as ``$name``.
+        prerequisites: recipes whose artifact this one needs, referred to as ``$name``.
+        custom_imports: modules that register components of the user's own.
+        train_dataloader, train_cfg, optim_wrapper, param_scheduler: data and updates.
+        ema, default_hooks, custom_hooks: what happens around updates.
+        evaluation: what ``tools/evaluate.py`` measures.
+        seed: seed of initial weights, data order and every training draw.
+        published: numbers from the paper, printed beside ours.
+    """
+
+    model: Method
+    components: dict[str, object] = field(default_factory=dict)
+    prerequisites: dict[str, object] = field(default_factory=dict)
+    custom_imports: list[str] = field(default_factory=list)
+    train_dataloader: LoaderSection | None = None
+    train_cfg: TrainSection | None = None
+    optim_wrapper: OptimSection | None = None
+    param_scheduler: list[SchedulerSlot] = field(default_factory=list)
+    ema: dict[str, AverageSection] = field(default_factory=dict)
+    default_hooks: HooksSection = field(default_factory=HooksSection)
+    custom_hooks: list[HookSlot] = field(default_factory=list)
+    evaluation: Evaluator | None = None
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
+    published: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The inference part of methods: noise and a condition in, samples out."""

@@ -1,0 +1,38 @@
+"""The generator of a flow: its exact inverse."""
+
+from torch import Tensor
+
+from genflow.codecs.base import Codec
+from genflow.condition import Condition
+from genflow.flow_teachers.base import FlowTeacher
+from genflow.generators.base import Generator
+
+
+class FlowGenerator(Generator):
+    """The exact inverse of a flow, then one score step that removes the training noise.
+
+    Args:
+        network: the flow.
+        codec: as in :class:`Generator`.
+        noise_std: standard deviation of the noise the flow was trained with; 0 leaves out the score step.
+        default_guidance: as in :class:`Generator`; the published evaluation anneals it over the tokens.
+    """
+
+    def __init__(self, network: FlowTeacher, codec: Codec, noise_std: float, default_guidance: float = 0.0):
+        super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        self.noise_std = noise_std
+        self.nfe = network.inverse_evaluations + (1 if noise_std else 0)
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        labels = condition.labels if self.num_classes else None
+        guidance = 0.0 if condition.guidance is None else condition.guidance
+        noisy = self.network.inverse(self.network.sample_prior(noise), labels, guidance)
+        return self.network.denoise(noisy, labels, self.noise_std) if self.noise_std else noisy
+
+    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+        """One forward pass of the flow.
+
+        The cached inverse runs every token through every layer once, as the forward pass does. Guidance
+        (a second branch) and the score step (one more forward and its backward) are not counted.
+        """
+        return self.network(noise, condition.labels if self.num_classes else None).latent

@@ -1,0 +1,149 @@
+"""Generators that follow a velocity from noise to data."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genflow.backbones.base import Backbone
+from genflow.codecs.base import Codec
+from genflow.condition import Condition
+from genflow.errors import UserError
+from genflow.field_estimators.base import VelocityEstimator
+from genflow.generators.base import Generator
+
+Interval = tuple[float, float]
+
+
+class VelocityGenerator(Generator):
+    """What generators of both kinds of velocity share.
+
+    Args:
+        network, codec, default_guidance: as in :class:`~genflow.generators.base.Generator`.
+        field: turns the network's outputs into velocities.
+        noise_scale: standard deviation of the noise at t = 1.
+        default_interval: the guidance interval used when none is asked for.
+        steps: equal steps from t = 1 to 0.
+        guided: whether samples can be guided at all.
+
+    Raises:
+        ValueError: network and codec do not fit, or a default scale that has no meaning.
+    """
+
+    lowest_guidance = 1.0
+
+    def __init__(
+        self,
+        network: Backbone,
+        field: VelocityEstimator,
+        codec: Codec,
+        noise_scale: float,
+        default_guidance: float = 1.0,
+        default_interval: Interval = (0.0, 1.0),
+        steps: int = 1,
+        guided: bool = True,
+    ):
+        if codec.latent_shape != network.image_shape:
+            raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")
+        super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        if default_guidance < 1:
+            raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")
+        if not guided and default_guidance != 1:
+            raise ValueError(f"default_guidance is {default_guidance}, but no scale can be asked for")
+        self.field = field
+        self.noise_scale = noise_scale
+        self.guided = guided
+        self.set_sampling(steps, default_interval)
+
+    def set_sampling(self, steps: int | None = None, interval: Sequence[float] | None = None) -> None:
+        if steps is not None:
+            if steps < 1:
+                raise UserError(f"steps: found {steps}, expected at least 1")
+            self.steps = steps
+        if interval is not None:
+            start, end = interval
+            if not 0 <= start <= end <= 1:
+                raise UserError(f"interval: found {start:g} {end:g}, expected two times with 0 <= start <= end <= 1")
+            self.interval = (float(start), float(end))
+
+    def condition(self, labels: Tensor, guidance: float | Sequence[float] | None = None) -> Condition:
+        if guidance is not None and not self.guided and guidance not in (1, [1]):
+            raise UserError(f"guidance: found {guidance}, expected none: this model was not trained with a scale")
+        return self.told(labels, super().condition(labels, guidance).guidance)
+
+    def told(self, labels: Tensor, scale: Tensor | None = None) -> Condition:
+        """The condition of (B,) labels and (B,) scales, 1 where none are given, with the interval."""
+        scale = torch.ones(len(labels), device=labels.device) if scale is None else scale
+        interval = torch.tensor(self.interval, device=labels.device).expand(len(labels), 2)
+        return Condition(labels=labels, guidance=scale, interval=interval)
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        z = self.noise_scale * noise
+        for step in range(self.steps):
+            z = self.step(z, 1 - step / self.steps, 1 - (step + 1) / self.steps, condition)
+        return z
+
+    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
+        """Go from time ``t`` to ``r`` < t."""
+        raise NotImplementedError
+
+    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+        """One evaluation of the network; :attr:`nfe` says how many there are."""
+        told = self.told(condition.labels, condition.guidance)
+        return self.velocity(noise, 1.0, 0.0, told)
+
+    def velocity(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
+        """The network's velocity from ``r`` to ``t``."""
+        ones = z.new_ones(len(z), dtype=torch.float32)
+        return self.field.velocity(self.network, z, t * ones, r * ones, condition)["main"]
+
+
+class AverageVelocityGenerator(VelocityGenerator):
+    """Follows an average velocity; one step is one evaluation and gives the predicted image (pMF, spec 11).
+
+    Scale and interval are told to the network, which was trained to know what they do.
+    """
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network per image."""
+        return self.steps
+
+    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
+        return z - (t - r) * self.velocity(z, t, r, condition)
+
+
+class InstantaneousVelocityGenerator(VelocityGenerator):
+    """Integrates an instantaneous velocity; guidance inside the interval takes two evaluations in one batch.
+
+    Args:
+        solver: ``euler``, or ``heun`` with a second evaluation in every step but the last (JiT).
+        further arguments: as in :class:`VelocityGenerator`.
+    """
+
+    def __init__(self, *further, solver: Literal["euler", "heun"] = "heun", **options):
+        super().__init__(*further, **options)
+        self.solver = solver
+
+    @property
+    def nfe(self) -> int:
+        """Sequential evaluations per image; guided ones count once."""
+        return self.steps if self.solver == "euler" else 2 * self.steps - 1
+
+    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
+        slope = self._guided(z, t, condition)
+        ahead = z - (t - r) * slope
+        if self.solver == "euler" or r <= 0:
+            return ahead
+        return z - (t - r) / 2 * (slope + self._guided(ahead, r, condition))
+
+    def _guided(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+        scale = condition.guidance
+        start, end = self.interval
+        if not start <= t <= end or not self.num_classes or not (scale > 1).any():
+            return self.velocity(z, t, t, condition)
+        null = condition.unlabelled(self.num_classes)
+        both = self.told(torch.cat([condition.labels, null.labels]))
+        with_class, without = self.velocity(z.repeat(2, 1, 1, 1), t, t, both).chunk(2)
+        return without + scale.view(-1, 1, 1, 1) * (with_class - without)

@@ -1,0 +1,119 @@
+"""Images to pictures."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from genflow.errors import UserError
+from genflow.weights import write_atomically
+
+#: (C, H, W) of a point in the plane.
+POINT_SHAPE = (2, 1, 1)
+
+
+def are_vectors(images: Tensor) -> bool:
+    """Whether (B, C, H, W) images are vectors: one pixel with several channels."""
+    return images.shape[1] > 1 and images.shape[2:] == (1, 1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, C, H, W) images in [-1, 1] to (B, H, W, C) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write one (H, W, C) uint8 image; one channel is grey."""
+    array = image.numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64) -> None:
+    """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels.
+
+    Images of one pixel with several channels are vectors, which :func:`save_points` draws.
+    """
+    if are_vectors(images):
+        save_points(images, path)
+        return
+    factor = max(1, -(-smallest_side // images.shape[-1]))
+    enlarged = images.clamp(-1, 1).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    grid = make_grid(enlarged, nrow=columns, padding=max(2, factor // 2), pad_value=1.0)
+    save_png(to_uint8(grid.unsqueeze(0))[0], path)
+
+
+def save_points(points: Tensor, path: Path) -> None:
+    """Write (B, D, 1, 1) vectors, in [-1, 1], as one square scatter picture, D > 2 in their principal plane."""
+    from matplotlib.figure import Figure  # imported here since few pictures need it
+
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axes = figure.add_subplot(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")
+    points = points.flatten(1).cpu()
+    if points.shape[1] > 2:  # a plane through the origin
+        points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, -2:]
+    axes.scatter(*points.unbind(1), s=2, alpha=0.5, linewidths=0)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
+def save_rows(rows: Sequence[Tensor], path: Path, columns: int = 16) -> None:
+    """Write tensors of (N, C, H, W) images in [-1, 1] as the rows of one picture; image i is column i.
+
+    More than ``columns`` images go on in further bands, each with all the rows.
+    """
+    bands = []
+    for first in range(0, len(rows[0]), columns):
+        band = torch.stack([row[first : first + columns] for row in rows])
+        missing = min(columns, len(rows[0])) - band.shape[1]
+        bands.append(torch.nn.functional.pad(band, (0, 0) * 3 + (0, missing), value=1.0).flatten(0, 1))
+    save_grid(torch.cat(bands), path, min(columns, len(rows[0])))
+
+
+def check_out(path: Path) -> None:
+    """Check that :func:`write_images` can write to ``path``.
+
+    Raises:
+        UserError: another suffix, or something of another sort lies there.
+    """
+    if path.suffix not in ("", ".png", ".npz"):
+        raise UserError(f"--out: found '{path}', expected a name ending in .png or .npz, or a folder")
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        raise UserError(f"--out: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
+
+
+def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int) -> None:
+    """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
+
+    An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); vectors stay float32. A folder
+    gets the pictures of a batch as soon as the batch is there.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1], or batches of them in turn.
+        labels: (N,).
+        path: where to write.
+        columns: of a grid.
+
+    Raises:
+        UserError: as :func:`check_out`, and what generating the batches raises.
+    """
+    check_out(path)
+    batches = [images] if isinstance(images, Tensor) else images
+    if path.suffix == ".png":
+        save_grid(torch.cat(list(batches)), path, columns)
+    elif path.suffix == ".npz":
+        stored = [batch.movedim(1, -1) if are_vectors(batch) else to_uint8(batch) for batch in batches]
+        arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
+        write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
+    else:
+        pictures = (picture for batch in batches for picture in to_uint8(batch))
+        for index, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
+            save_png(picture, path / f"{index:06d}_class{label}.png")
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # a name would get another suffix
+        np.savez_compressed(file, **arrays)

@@ -1,0 +1,1 @@
+"""The papers' tables and figures, at the size of the embedded data."""

@@ -1,0 +1,1 @@
+"""Run folders: read by every tool, written by training and by conversion."""

@@ -1,0 +1,384 @@
+"""Labels to sample, batches that do not matter, fast forms, and images written as grid, archive or folder."""
+
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from genflow.backbones import GroupedMLP, GroupedTransformer
+from genflow.backbones.pixel_transformer import PixelTransformer
+from genflow.codecs.base import Codec
+from genflow.codecs.identity import Identity
+from genflow.errors import UserError
+from genflow.field_estimators import AverageVelocity, InstantaneousVelocity
+from genflow.flow_teachers import CouplingFlow, TARFlow
+from genflow.generators.base import Generator
+from genflow.generators.flow import FlowGenerator
+from genflow.generators.reverse import OnePassGenerator, TwoPassGenerator
+from genflow.generators.velocity import AverageVelocityGenerator, InstantaneousVelocityGenerator
+from genflow.inference.accelerate import accelerate
+from genflow.inference.sampling import choose_labels, sample_images
+from genflow.inference.write_images import check_out, save_grid, save_png, to_uint8, write_images
+
+
+class Tinted(Generator):
+    """Noise, brighter with the class and the scale."""
+
+    def __init__(self, num_classes=3, broken=False):
+        super().__init__(torch.nn.Identity(), Identity(2, 1), (1, 2, 2), num_classes, default_guidance=0.5)
+        self.broken = broken
+
+    def forward(self, noise, condition):
+        shade = condition.labels.float() / 10 + condition.guidance
+        return noise * (float("nan") if self.broken else 0.01) + shade.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "labels"),
+    [
+        ((3, None, 4, None), [0, 1, 2, 0]),
+        ((3, [2, 0], 5, None), [2, 0, 2, 0, 2]),
+        ((3, [1], None, None), [1] * 64),
+        ((3, None, None, 2), [0, 0, 1, 1, 2, 2]),
+        ((3, [2, 2, 0], None, 1), [2, 2, 0]),
+        ((0, None, 2, None), [0, 0]),
+        ((0, None, None, None), [0] * 64),
+    ],
+)
+def test_choose_labels(arguments, labels):
+    chosen = choose_labels(*arguments)
+    assert chosen.tolist() == labels and chosen.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, [3], None, None), "--labels: found 3, expected 0 to 2"),
+        ((3, [0, -1], 4, None), "--labels: found -1, expected 0 to 2"),
+        ((3, None, 0, None), "--num: found 0, expected at least 1"),
+        ((3, None, None, -2), "--per-class: found -2, expected at least 1"),
+        ((3, None, 4, 2), "--num and --per-class exclude each other"),
+        ((0, [0], None, None), "--labels and --per-class: the generator has no classes"),
+        ((0, None, None, 3), "--labels and --per-class: the generator has no classes"),
+    ],
+)
+def test_labels_that_the_generator_does_not_have(arguments, message):
+    with pytest.raises(UserError) as caught:
+        choose_labels(*arguments)
+    assert str(caught.value) == message
+
+
+def whole(*arguments, **options):
+    return torch.cat(list(sample_images(*arguments, **options)))
+
+
+def test_images_do_not_depend_on_the_batch():
+    labels = torch.tensor([2, 0, 1, 1, 0])
+    progress = []
+    images = whole(Tinted(), labels, 7, None, 64, "cpu")
+    parts = whole(Tinted(), labels, 7, None, 2, "cpu", progress=lambda *numbers: progress.append(numbers))
+    assert images.shape == (5, 1, 2, 2) and images.equal(parts)
+    assert progress == [(2, 5), (4, 5), (5, 5)]
+    assert not images.equal(whole(Tinted(), labels, 8, None, 64, "cpu"))
+    assert images.equal(whole(Tinted(), labels, 7, 0.5, 64, "cpu"))
+    brighter = whole(Tinted(), labels, 7, 0.6, 64, "cpu")
+    assert torch.allclose(brighter - images, torch.tensor(0.1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size: found 0, expected at least 1"),
+        ({"decode_batch": 0}, "--decode-batch: found 0, expected at least 1"),
+        ({"guidance": float("nan")}, "--guidance: found nan, expected a finite number"),
+        ({"guidance": float("-inf")}, "--guidance: found -inf, expected a finite number"),
+        ({"generator": Tinted(broken=True)}, "the generator returned samples that are not finite among images 0 to 1"),
+    ],
+)
+def test_sampling_refuses_what_gives_no_images(options, message):
+    arguments = {"generator": Tinted(), "labels": torch.zeros(3, dtype=torch.int64), "seed": 0, "guidance": None}
+    with pytest.raises(UserError) as caught:
+        whole(**{**arguments, "batch_size": 2, "device": "cpu", **options})
+    assert str(caught.value) == message
+
+
+def test_to_uint8():
+    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 1 / 255]).view(1, 1, 2, 3)
+    assert to_uint8(values).tolist() == [[[[0], [0], [128]], [[255], [255], [128]]]]
+    assert to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
+
+
+def test_png_of_one_and_three_channels(tmp_path):
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        image = torch.arange(2 * 3 * channels, dtype=torch.uint8).view(2, 3, channels)
+        save_png(image, tmp_path / "deep" / "image.png")
+        picture = Image.open(tmp_path / "deep" / "image.png")
+        assert picture.mode == mode
+        assert np.array(picture).reshape(2, 3, channels).tolist() == image.tolist()
+
+
+def test_grid_has_its_images_in_rows(tmp_path):
+    images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 3, 2, 2)
+    save_grid(images, tmp_path / "grid.png", columns=3, smallest_side=4)  # each image is enlarged to 4 x 4
+    picture = np.array(Image.open(tmp_path / "grid.png"))
+    padding = 2
+    assert picture.shape == (2 * (4 + padding) + padding, 3 * (4 + padding) + padding, 3)
+    for index, shade in enumerate(to_uint8(images)[:, 0, 0, 0].tolist()):
+        top, left = (padding + (4 + padding) * place for place in divmod(index, 3))
+        assert (picture[top : top + 4, left : left + 4] == shade).all()
+    assert (picture[:padding] == 255).all()
+
+
+def test_images_are_written_in_three_forms(tmp_path):
+    images = torch.linspace(-1, 1, 3 * 4).view(3, 1, 2, 2)
+    labels = torch.tensor([1, 0, 12])
+    write_images(images, labels, tmp_path / "grid.png", 2)
+    assert Image.open(tmp_path / "grid.png").format == "PNG"
+    write_images(images, labels, tmp_path / "sub" / "archive.npz", 2)
+    with np.load(tmp_path / "sub" / "archive.npz") as archive:
+        assert sorted(archive) == ["images", "labels"]
+        assert archive["images"].dtype == np.uint8 and archive["images"].tolist() == to_uint8(images).tolist()
+        assert archive["labels"].tolist() == [1, 0, 12]
+    write_images(images, labels, tmp_path / "folder", 2)
+    names = ["000000_class1.png", "000001_class0.png", "000002_class12.png"]
+    assert sorted(os.listdir(tmp_path / "folder")) == names
+    assert np.array(Image.open(tmp_path / "folder" / names[2])).tolist() == to_uint8(images)[2, ..., 0].tolist()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "grid.png", "sub"]  # no partial file is left
+
+
+def test_bad_places_for_images(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for name, problem in (
+        ("grid.jpg", f"found '{tmp_path / 'grid.jpg'}', expected a name ending in .png or .npz, or a folder"),
+        ("folder.png", f"'{tmp_path / 'folder.png'}' is a folder already"),
+        ("file", f"'{tmp_path / 'file'}' is a file already"),
+    ):
+        for use in (check_out, lambda path: write_images(torch.zeros(1, 1, 2, 2), torch.zeros(1), path, 1)):
+            with pytest.raises(UserError) as caught:
+                use(tmp_path / name)
+            assert str(caught.value) == f"--out: {problem}"
+    for name in ("new.png", "new.npz", "new", "sub/new.png"):
+        check_out(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"] and (tmp_path / "file").read_text() == "mine"
+
+
+# Batches of one size, decoding in batches of its own, pictures as they come
+
+
+class Recording(Codec):
+    """Images are half the samples; remembers how many were decoded at once, and in which dtype."""
+
+    latent_shape = (1, 2, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+        self.seen = []
+
+    def decode(self, samples):
+        self.seen.append((len(samples), samples.dtype))
+        return samples * self.factor
+
+
+def test_batches_are_of_one_size_and_the_last_is_cut():
+    generator, sizes = Tinted(), []
+    generator.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    labels = torch.arange(10) % 3
+    parts = list(sample_images(generator, labels, 7, None, 4, "cpu"))
+    assert sizes == [4, 4, 4] and [len(part) for part in parts] == [4, 4, 2]
+    sizes.clear()
+    evened = list(sample_images(generator, labels, 7, None, 9, "cpu"))
+    assert sizes == [5, 5] and torch.equal(torch.cat(evened), torch.cat(parts))
+
+
+def test_decoding_has_batches_of_its_own():
+    generator, labels = Tinted(), torch.arange(7) % 3
+    undecoded = whole(generator, labels, 7, None, 7, "cpu")
+    generator.codec = Recording()
+    images = whole(generator, labels, 7, None, 5, "cpu", decode_batch=3)
+    assert [size for size, _ in generator.codec.seen] == [3, 1, 3]
+    assert torch.equal(images, undecoded / 2) and not images.requires_grad
+
+
+def test_pictures_are_written_as_their_batches_come(tmp_path):
+    folder, there = tmp_path / "folder", []
+
+    def batches():
+        for shade in (-1.0, 0.0, 1.0):
+            there.append(len(list(folder.glob("*.png"))))
+            yield torch.full((2, 1, 2, 2), shade)
+
+    labels = torch.zeros(6, dtype=torch.int64)
+    write_images(batches(), labels, folder, 3)
+    assert there == [0, 2, 4] and len(os.listdir(folder)) == 6
+    for name in ("grid.png", "archive.npz"):
+        write_images(batches(), labels, tmp_path / name, 3)
+        write_images(torch.cat(list(batches())), labels, tmp_path / f"whole_{name}", 3)
+        assert (tmp_path / name).read_bytes() == (tmp_path / f"whole_{name}").read_bytes()
+
+
+# Fast forms
+
+
+def make_backbone():
+    torch.manual_seed(0)
+    backbone = GroupedTransformer(8, 2, 2, 32, 2, 2, 1, 1, 3, 3, 2)
+    for parameter in backbone.parameters():
+        if parameter.dim() == 1 or not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return backbone.requires_grad_(False)
+
+
+def make_compilable(cls, **options):
+    """The least that has everything: one group of one layer."""
+    torch.manual_seed(0)
+    backbone = GroupedTransformer(4, 2, 2, 16, 2, 1, 1, 0, 3, 1, 1).requires_grad_(False)
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return cls(backbone, Identity(4, 2), **options)
+
+
+def make_flow():
+    torch.manual_seed(0)
+    flow = TARFlow(8, 2, 2, 16, 2, 1, 3, head_width=8, prefix_tokens=2, positions="rotary")
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.12)
+    return flow.requires_grad_(False)
+
+
+def make_velocity(cls, **options):
+    torch.manual_seed(0)
+    flow_matching = cls is InstantaneousVelocityGenerator
+    backbone = PixelTransformer(
+        8, 4, 16, 1, 2, channels=2, num_classes=3, head_depth=1, clock="time" if flow_matching else "duration"
+    )
+    for parameter in backbone.parameters():
+        if parameter.dim() == 1 or not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    field = InstantaneousVelocity() if flow_matching else AverageVelocity()
+    return cls(backbone.requires_grad_(False), field, Identity(8, 2), 1.0, **options)
+
+
+GENERATORS = {
+    "one pass": lambda: OnePassGenerator(make_backbone(), Identity(8, 2)),
+    "one pass and a score step": lambda: OnePassGenerator(make_backbone(), Identity(8, 2), 0.0, make_flow(), 0.3),
+    "two passes": lambda: TwoPassGenerator(make_backbone(), Identity(8, 2)),
+    "two passes per group": lambda: TwoPassGenerator(make_backbone(), Identity(8, 2), per_group=True),
+    "average velocity": lambda: make_velocity(AverageVelocityGenerator, steps=2),
+    "instantaneous velocity": lambda: make_velocity(InstantaneousVelocityGenerator, steps=2),
+    "flow": lambda: FlowGenerator(make_flow(), Identity(8, 2), 0.3),
+}
+
+
+@pytest.fixture(params=GENERATORS.values(), ids=GENERATORS)
+def make(request):
+    return request.param
+
+
+def draw(generator, guidance=1.5):
+    return generator.sample(torch.tensor([0, 1, 2, 3, 1]), seed=0, guidance=guidance, decode=False)
+
+
+def test_bfloat16_weights_give_nearly_the_same_samples_in_float32(make):
+    plain = draw(make())
+    generator = make()
+    buffers = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+    assert accelerate(generator, "bfloat16") is generator
+    assert {parameter.dtype for parameter in generator.network.parameters()} == {torch.bfloat16}
+    for name, buffer in generator.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    samples = draw(generator)
+    assert samples.dtype == torch.float32
+    relative = (samples - plain).norm() / plain.norm()
+    assert 1e-4 < relative < 0.02
+    if getattr(generator, "denoiser", None) is not None:
+        assert {parameter.dtype for parameter in generator.denoiser.parameters()} == {torch.float32}
+
+
+def test_float32_without_compiling_changes_nothing(make):
+    assert torch.equal(draw(accelerate(make())), draw(make()))
+    custom = Tinted()
+    assert accelerate(custom) is custom
+
+
+def test_decoding_in_bfloat16():
+    labels = torch.zeros(2, dtype=torch.int64)
+    generator = Tinted()
+    generator.codec = Recording()
+    plain = next(sample_images(generator, labels, 0, None, 2, "cpu"))
+    generator = accelerate(generator, decode_precision="bfloat16")
+    images = next(sample_images(generator, labels, 0, None, 2, "cpu"))
+    assert generator.codec.seen == [(2, torch.float32), (2, torch.bfloat16)]
+    assert images.dtype == torch.float32 and 0 < (images - plain).abs().max() < 2e-3
+
+
+def test_what_has_no_fast_form():
+    for options in ({"precision": "bfloat16"}, {"compile": True}):
+        with pytest.raises(UserError) as caught:
+            accelerate(Tinted(), **options)
+        assert str(caught.value) == "--precision and --compile: a Tinted has no fast form"
+    with pytest.raises(UserError, match="CUDA devices only, found"):
+        accelerate(FlowGenerator(make_flow(), Identity(8, 2), 0.0), compile=True)
+    with pytest.raises(UserError) as caught:
+        accelerate(FlowGenerator(CouplingFlow(2, 2, 8, 1), Identity(1, 2), 0.0), compile=True)
+    assert str(caught.value) == "--compile: the inverse of a CouplingFlow cannot be compiled"
+
+
+@pytest.mark.parametrize(
+    "make_one",
+    [
+        partial(make_compilable, cls=OnePassGenerator),
+        partial(make_compilable, cls=TwoPassGenerator, per_group=True),
+        partial(make_velocity, cls=AverageVelocityGenerator),
+    ],
+    ids=["one pass", "two passes per group", "average velocity"],
+)
+def test_a_compiled_network_is_the_network_for_every_batch_size(make_one, monkeypatch):
+    """The graph that torch.compile takes, run without generated code, whose compilation takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (make_one() for _ in range(2))
+    accelerate(compiled, compile=True)
+    for labels in (torch.tensor([0, 1, 2]), torch.tensor([2])):
+        one, other = (generator.sample(labels, 0, guidance=1.5, decode=False) for generator in (plain, compiled))
+        assert one.std() > 0.1 and (one - other).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_code_on_a_cpu():
+    def make():
+        torch.manual_seed(0)
+        backbone = GroupedMLP(1, 2, 8, 1, 1, 0)
+        for parameter in backbone.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        return OnePassGenerator(backbone.requires_grad_(False), Identity(1, 2))
+
+    compiled = accelerate(make(), "bfloat16", compile=True)
+    plain = make().sample(torch.zeros(3, dtype=torch.int64), seed=0, decode=False)
+    samples = compiled.sample(torch.zeros(3, dtype=torch.int64), seed=0, decode=False)
+    assert samples.dtype == torch.float32
+    assert 1e-5 < (samples - plain).abs().max() < 0.1
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.raises(UserError, match=r"--compile: torch\.compile failed: ."):
+        draw(accelerate(make_compilable(OnePassGenerator), compile=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fast_forms_on_a_gpu(make, precision):
+    labels = torch.tensor([0, 1, 2, 3, 1, 0, 2])
+    plain = whole(make().cuda(), labels, 0, 1.5, 4, "cuda")
+    fast = whole(accelerate(make().cuda(), precision, compile=True), labels, 0, 1.5, 4, "cuda")
+    assert (fast - plain).norm() / plain.norm() < (1e-4 if precision == "float32" else 0.05)
