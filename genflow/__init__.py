@@ -24,5 +24,7 @@ from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.generators.base import Generator
+from genflow.inference.write_images import save_grid
+from genflow.runs.folder import Run, open_run
 
 __version__ = "0.1.0"

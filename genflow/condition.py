@@ -27,6 +27,12 @@ class Condition:
     time: Tensor | None = None
     style: Tensor | None = None
 
+    @classmethod
+    def unguided(cls, labels: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> "Condition":
+        """(B,) labels at scale 1, no guidance of a velocity model, with an interval for networks that take one."""
+        ones = torch.ones(len(labels), device=labels.device)
+        return cls(labels=labels, guidance=ones, interval=ones.new_tensor(interval).expand(len(labels), 2))
+
     def require(self, *names: str, user: str) -> None:
         """Raise ``ValueError`` if a field that ``user`` needs is missing."""
         for name in names:
@@ -42,6 +48,11 @@ class Condition:
         """The condition of some samples of the batch, by a slice or their (N,) indices."""
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
         return Condition(**{name: value[part] for name, value in given if value is not None})
+
+    def joined(self, other: "Condition") -> "Condition":
+        """The rows of this condition and then those of ``other``, which gives the same fields."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return Condition(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in given})
 
     def unlabelled(self, num_classes: int) -> "Condition":
         """The same condition with every label replaced by "no class"."""

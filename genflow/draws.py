@@ -54,17 +54,17 @@ class Draws:
     batch_size: int | None = None
 
     @property
-    def places(self) -> Tensor:
+    def batch_indices(self) -> Tensor:
         """(B,) int64, the index of each sample in the global batch."""
         if self.batch_size is None:
             return torch.arange(len(self), device=self.positions.device)
         return self.positions % self.batch_size
 
-    def whole(self) -> "Draws":
+    def global_batch(self) -> "Draws":
         """The draws of the global batch that these samples are a part of, in its order."""
         if self.batch_size is None:
             return self
-        first = self.positions[:1] - self.places[:1]
+        first = self.positions[:1] - self.batch_indices[:1]
         return replace(self, positions=first + torch.arange(self.batch_size, device=first.device))
 
     def _words(self, stream: str, count: int) -> Tensor:
@@ -96,9 +96,9 @@ class Draws:
         """(B, *shape) int64 uniform numbers in [0, high), high at most 2^23."""
         return (self.uniform(stream, shape) * high).long()
 
-    def to(self, device: torch.device | str) -> "Draws":
-        """The same draws, computed on ``device``."""
-        return replace(self, positions=self.positions.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Draws":
+        """The same draws, computed on ``device``; arguments as those of :meth:`torch.Tensor.to`."""
+        return replace(self, positions=self.positions.to(device, non_blocking=non_blocking))
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,4 +1,4 @@
-"""Ranges of numbers, for the annotations of constructors."""
+"""Words for the annotations of constructors: what a recipe may put there."""
 
 import math
 from dataclasses import dataclass
@@ -31,3 +31,11 @@ Positive = Annotated[int, Range(low=1)]
 NotNegative = Annotated[int, Range(low=0)]
 Share = Annotated[float, Range(low=0, high=1)]
 Size = Annotated[float, Range(low=0)]
+
+
+@dataclass(frozen=True)
+class OnThisMachine:
+    """Marks text that says where something lies: two recipes mean the same thing if its last part has one name."""
+
+
+LocalPath = Annotated[str, OnThisMachine()]

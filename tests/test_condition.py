@@ -32,3 +32,22 @@ def test_rows_and_other_labels():
     assert whole.rows(slice(1)).labels.tolist() == [4]
     other = whole.labelled(torch.tensor([1, 1, 1]))
     assert other.labels.tolist() == [1, 1, 1] and other.duration is whole.duration
+
+
+def test_joined_rows_come_one_after_the_other():
+    first = Condition(labels=torch.tensor([4, 5]), interval=torch.tensor([[0.0, 1.0], [0.2, 0.8]]))
+    second = Condition(labels=torch.tensor([6]), interval=torch.tensor([[0.1, 0.5]]))
+    joined = first.joined(second)
+    assert joined.labels.tolist() == [4, 5, 6]
+    assert joined.interval.equal(torch.tensor([[0.0, 1.0], [0.2, 0.8], [0.1, 0.5]]))
+    assert joined.guidance is None and joined.style is None
+    assert joined.rows(slice(2)).interval.equal(first.interval)
+
+
+def test_unguided_is_scale_one_everywhere_or_in_an_interval():
+    labels = torch.tensor([3, 1])
+    condition = Condition.unguided(labels)
+    assert condition.labels is labels and condition.guidance.tolist() == [1.0, 1.0]
+    assert condition.interval.tolist() == [[0.0, 1.0]] * 2
+    assert condition.time is None and condition.style is None
+    assert Condition.unguided(labels, (0.25, 0.5)).interval.tolist() == [[0.25, 0.5]] * 2

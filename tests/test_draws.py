@@ -137,13 +137,13 @@ def test_slicing_and_length():
 def test_draws_know_their_places_in_the_global_batch():
     whole = Draws(3, torch.arange(40, 48), batch_size=8)
     part = whole[2:5]
-    assert part.places.tolist() == [2, 3, 4] and part.batch_size == 8
-    assert part.whole().positions.tolist() == list(range(40, 48))
-    assert part.whole().uniform("use")[part.places].equal(part.uniform("use"))
+    assert part.batch_indices.tolist() == [2, 3, 4] and part.batch_size == 8
+    assert part.global_batch().positions.tolist() == list(range(40, 48))
+    assert part.global_batch().uniform("use")[part.batch_indices].equal(part.uniform("use"))
     chosen = whole[torch.tensor([6, 1])]
-    assert chosen.places.tolist() == [6, 1] and chosen.whole().positions.equal(whole.positions)
+    assert chosen.batch_indices.tolist() == [6, 1] and chosen.global_batch().positions.equal(whole.positions)
 
 
 def test_draws_without_a_global_batch_are_all_there_are():
     draws = Draws(3, torch.tensor([7, 100, 2]))
-    assert draws.places.tolist() == [0, 1, 2] and draws.whole() is draws
+    assert draws.batch_indices.tolist() == [0, 1, 2] and draws.global_batch() is draws

@@ -1,6 +1,7 @@
 """The layers of the package: what may import what, as docs/architecture.md draws it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_every_room_has_a_floor_and_every_floor_only_rooms_that_are_there():
     assert {room_of(module) for module in GRAPH} == set(FLOOR)
 
 
+def test_the_page_draws_the_same_floors():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors, rooms = [], {}
+    for number, names in re.findall(r"^\| (\d*) ?\| (`[^|]+`) \|", page, re.M):
+        floors.append(int(number) if number else floors[-1])
+        rooms |= {name.strip("/"): floors[-1] - 1 for name in re.findall(r"`([\w/]+)`", names)}
+    assert rooms.pop("tools") == FLOOR["cli"] and rooms == FLOOR
+
+
 @pytest.mark.parametrize("room", sorted(FLOOR))
 def test_no_import_runs_up(room):
     for module, imported in edges():
@@ -96,9 +106,9 @@ def test_no_import_runs_up(room):
 
 def test_every_floor_is_needed_where_it_is():
     """A room that nothing above it imports, and that no tool starts, would be out of place."""
-    tools = {name for path in (PACKAGE.parent / "tools").glob("*.py") for name in imports(path)}
+    tools = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "tools").glob("*.py"))
     used = {room_of(imported) for module, imported in edges() if room_of(module) != room_of(imported)}
-    used |= {room_of(name.removeprefix("genflow.")) for name in tools if name.startswith("genflow.")}
+    used |= set(re.findall(r"\bgenflow\.(\w+)", tools))  # some by importlib
     assert set(FLOOR) - used == set()
 
 

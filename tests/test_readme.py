@@ -26,3 +26,14 @@ def test_commands_name_files_that_exist():
 def test_no_placeholder_is_left():
     for page in PAGES:
         assert not re.search(r"\b(TODO|TIME|RESULTS|MERMAID|XXX)\b", page.read_text()), page.name
+
+
+def test_the_python_of_the_readme_runs(finished_run, tmp_path, monkeypatch):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    (tmp_path / "work_dirs").mkdir()
+    (tmp_path / "work_dirs" / "biflow_digits").symlink_to(finished_run)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["images"].shape == (8, 1, 8, 8) and names["images"].abs().max() <= 1
+    assert (tmp_path / "threes.png").stat().st_size > 0

@@ -8,12 +8,12 @@ from genflow.cli.parser import Parser, run_tool
 EXAMPLE = "python tools/convert_checkpoint.py pmf pmf_b16.pt work_dirs/pmf_b16_imagenet256"
 PMF = (
     "Convert a released file of pMF: the PyTorch one, or an .npz archive of the JAX parameters, flattened by '/'. "
-    "Which of the six sizes it is, its shapes tell."
+    "Which of the six sizes it is follows from its shapes."
 )
 DRIFTING_EXAMPLE = "python tools/convert_checkpoint.py drifting latent_B_sota work_dirs/drift_b2_imagenet"
 DRIFTING = (
     "Convert a released folder of Drifting, which holds metadata.json and ema_params.msgpack of a generator or of a "
-    "feature encoder. Which of the eight models it is, metadata.json tells."
+    "feature encoder. Which of the eight models it is stands in metadata.json."
 )
 
 

@@ -3,17 +3,10 @@
 import math
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from genflow.cli.parser import Parser, default_device, device, run_tool
 from genflow.cli.progress import progress_bar
 from genflow.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from genflow.config.graph import ComponentGraph
-    from genflow.methods.base import Method
 
 DESCRIPTION = (
     "Edit pictures with a finished BiFlow run, without training: its flow encodes them, its generator makes new ones "
@@ -86,52 +79,67 @@ def _add_common(parser: Parser) -> None:
 
 def main() -> None:
     arguments = parse()
+    inpainting = arguments.edit == "inpaint"
     check_numbers(arguments)
 
     import torch
 
-    from genflow.draws import Draws
-    from genflow.inference.editing import class_edit, edit_in_batches, inpaint, paste, pixel_shape
+    from genflow.inference import editing
     from genflow.inference.read_images import list_files, read_mask
-    from genflow.inference.write_images import save_rows, write_images
+    from genflow.inference.write_images import check_apart, check_out, save_rows, write_images
+    from genflow.runs.folder import open_run
 
-    inpainting = arguments.edit == "inpaint"
     files = list_files(arguments.images)
-    check_outputs(arguments, files)
-    graph, method = open_method(arguments)
-    check_classes(arguments, method.num_classes)
-    mask = read_mask(arguments.mask, *pixel_shape(method.codec)[1:]) if inpainting else None
-    images, labels = read_pictures(arguments, files, graph, method)
+    inputs = [*files, Path(arguments.mask)] if inpainting and Path(arguments.mask).is_file() else files
+    check_out(arguments.out, (".png",), "--out")
+    check_apart(arguments.out, inputs, "--out")
+    if arguments.out_images:
+        check_out(arguments.out_images, (".npz", ""), "--out-images")
+        check_apart(arguments.out_images, inputs, "--out-images")
+    run = open_run(arguments.run, arguments.cfg_options)
+    method = run.method(arguments.average).to(arguments.device)
+    editing.require_flow(method, run)
+    if inpainting:
+        editing.check_classes(method.num_classes, {"--labels": arguments.labels or []}, least=-1)
+    else:
+        editing.check_classes(method.num_classes, {"--from": [arguments.old], "--to": [arguments.new]})
+    mask = read_mask(arguments.mask, *editing.pixel_shape(method.codec)[1:]) if inpainting else None
+    chosen = None if inpainting else arguments.old
+    images, labels = editing.load_pictures(method, run.graph, files, arguments.num, chosen)
+    labels = editing.label_pictures(labels, arguments.labels if inpainting else [], method.num_classes)
     wanted = labels if inpainting else torch.full_like(labels, arguments.new)
 
-    def edit(batch: "Tensor", positions: "Tensor") -> "Tensor":
-        draws = Draws(arguments.seed, positions)
-        old, new = (values.to(arguments.device)[positions] for values in (labels, wanted))
+    def edit(batch, old, new, draws):
         if inpainting:
-            return inpaint(method, batch, mask, old, draws, arguments.guidance, arguments.fill)
-        return class_edit(method, batch, old, new, draws, arguments.guidance)
+            return editing.inpaint(method, batch, mask, old, draws, arguments.guidance, arguments.fill)
+        return editing.class_edit(method, batch, old, new, draws, arguments.guidance)
 
-    parts = []
     with progress_bar("editing") as bar:
         task = bar.add_task("", total=len(images))
-        for part in edit_in_batches(method.codec, images, edit, not files, arguments.batch_size, arguments.device):
-            parts.append(part)
-            bar.advance(task, len(part[0]))
-    before, after = (torch.cat(part) for part in zip(*parts, strict=True))
+        before, after = editing.edit_pictures(
+            method,
+            edit,
+            images,
+            (labels, wanted),
+            arguments.seed,
+            not files,
+            arguments.batch_size,
+            lambda count: bar.advance(task, count),
+        )
     rows, result = [before, after], after
     if inpainting:
-        rows.insert(1, paste(before, torch.zeros_like(before), mask))
+        rows.insert(1, editing.paste(before, torch.zeros_like(before), mask))
         if arguments.paste:
-            result = paste(before, after, mask)
+            result = editing.paste(before, after, mask)
             rows.append(result)
     save_rows(rows, arguments.out)
     if arguments.out_images:
-        write_images(result, wanted, arguments.out_images, 1)
+        write_images(result, wanted, arguments.out_images)
     print(f"{len(images)} images edited: {arguments.out}")
     if inpainting and mask.any():
         error = (after - before).abs()[..., mask].mean()
         print(f"mean absolute error on known pixels before pasting: {error:.4f} of a range of 2")
-    evaluator = graph.section("evaluation")
+    evaluator = run.graph.section("evaluation")
     accuracy = None if evaluator is None or (wanted < 0).any() else evaluator.accuracy(result, wanted)
     if accuracy is not None:
         what = "its own class" if inpainting else f"class {arguments.new}"
@@ -146,88 +154,6 @@ def check_numbers(arguments: Namespace) -> None:
     for scale in arguments.guidance or []:
         if not math.isfinite(scale):
             raise UserError(f"--guidance: found {scale}, expected a finite number")
-
-
-def check_outputs(arguments: Namespace, files: list[Path]) -> None:
-    """Outputs of a known sort, in places of their own."""
-    inputs = {file.resolve() for file in files}
-    if arguments.edit == "inpaint" and Path(arguments.mask).is_file():
-        inputs.add(Path(arguments.mask).resolve())
-    folders = {file.parent for file in inputs}
-    outputs = {"--out": (arguments.out, ".png", ""), "--out-images": (arguments.out_images, ".npz", " or a folder")}
-    for option, (path, suffix, more) in outputs.items():
-        if path is None:
-            continue
-        folder = bool(more) and not path.suffix
-        if path.suffix != suffix and not folder:
-            raise UserError(f"{option}: found '{path}', expected a name ending in {suffix}{more}")
-        if path.exists() and path.is_dir() != folder:
-            raise UserError(f"{option}: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
-        if path.resolve() in (folders if folder else inputs):
-            raise UserError(f"{option}: '{path}' holds what is to be edited; name another place")
-
-
-def open_method(arguments: Namespace) -> tuple["ComponentGraph", "Method"]:
-    from genflow.config.graph import ComponentGraph
-    from genflow.config.recipe import load_recipe
-    from genflow.flow_teachers.base import FlowTeacher
-    from genflow.runs.folder import RECIPE_FILE, load_method, open_run
-
-    graph = open_run(arguments.run)
-    if arguments.cfg_options:
-        graph = ComponentGraph.from_recipe(load_recipe(arguments.run / RECIPE_FILE, arguments.cfg_options))
-    method = load_method(graph, arguments.run, arguments.average)
-    if not isinstance(getattr(method, "teacher", None), FlowTeacher):
-        name = type(method).__name__
-        raise UserError(f"{arguments.run}: a run of {name} has no teacher; editing needs a run of BiFlow")
-    return graph, method.to(arguments.device)
-
-
-def check_classes(arguments: Namespace, classes: int) -> None:
-    inpainting = arguments.edit == "inpaint"
-    given = {"--labels": arguments.labels or []} if inpainting else {"--from": [arguments.old], "--to": [arguments.new]}
-    for option, labels in given.items():
-        for label in labels:
-            if not classes:
-                raise UserError(f"{option}: the generator has no classes")
-            if not (label == -1 and inpainting) and not 0 <= label < classes:
-                raise UserError(f"{option}: found {label}, expected 0 to {classes - 1}")
-
-
-def read_pictures(
-    arguments: Namespace, files: list[Path], graph: "ComponentGraph", method: "Method"
-) -> tuple["Tensor", "Tensor"]:
-    """The images that are to be edited, and their labels."""
-    import torch
-
-    from genflow.inference.editing import pixel_shape
-    from genflow.inference.read_images import read_dataset, read_images
-
-    inpainting = arguments.edit == "inpaint"
-    chosen = None if inpainting else arguments.old
-    if files:
-        images, labels = read_images(files, pixel_shape(method.codec), chosen)
-        images, labels = images[: arguments.num], labels[: arguments.num]
-    else:
-        loader = graph.section("train_dataloader")
-        if loader is None:
-            raise UserError(f"{graph.source}: train_dataloader: missing; name the images to edit")
-        if loader.dataset.image_shape != method.image_shape:
-            found = f"its images are {loader.dataset.image_shape}, the model takes {method.image_shape}"
-            raise UserError(f"{graph.source}: train_dataloader.dataset: {found}")
-        images, labels = read_dataset(loader.dataset, arguments.num or 16, chosen)
-    if not method.num_classes:
-        return images, torch.zeros_like(labels)
-    if inpainting and arguments.labels:
-        if len(arguments.labels) not in (1, len(images)):
-            raise UserError(f"--labels: found {len(arguments.labels)} classes for {len(images)} images")
-        return images, torch.tensor(arguments.labels).expand(len(images))
-    unknown = int((labels < 0).sum())
-    if unknown:
-        raise UserError(f"--labels: missing, {unknown} of the pictures have no class in their name (_classN)")
-    if labels.max() >= method.num_classes:
-        raise UserError(f"found an image of class {labels.max()}, expected 0 to {method.num_classes - 1}")
-    return images, labels
 
 
 if __name__ == "__main__":

@@ -26,12 +26,11 @@ def main() -> None:
     from genflow.runs.evaluate import evaluate_run, report_table
     from genflow.runs.folder import open_run
 
-    graph = open_run(arguments.run)
+    run = open_run(arguments.run)
     with progress_bar("evaluating") as bar:
         task = bar.add_task("", total=None)
         report = evaluate_run(
-            graph,
-            arguments.run,
+            run,
             arguments.seed,
             arguments.guidance,
             arguments.average,

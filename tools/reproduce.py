@@ -106,10 +106,10 @@ def _drift_toy(out: Path, processes: int) -> None:
 def _biflow_toy(out: Path) -> None:
     from genflow.engine.train import TrainOptions, train
     from genflow.reproduction.biflow_toy import draw_toy_figure
-    from genflow.runs.folder import is_complete
+    from genflow.runs.folder import RunFolder
 
     run = out / "biflow_toy"
-    if not is_complete(run):
+    if not RunFolder(run).is_complete:
         train(RECIPES / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
     draw_toy_figure(run, out / "biflow_toy.png")
     print(out / "biflow_toy.png")

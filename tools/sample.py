@@ -36,11 +36,10 @@ def main() -> None:
     from genflow.inference.accelerate import accelerate
     from genflow.inference.sampling import choose_labels, sample_images
     from genflow.inference.write_images import check_out, write_images
-    from genflow.runs.folder import load_generator, open_run
+    from genflow.runs.folder import open_run
 
     check_out(arguments.out)
-    graph = open_run(arguments.run)
-    generator = load_generator(graph, arguments.run, arguments.device, arguments.average)
+    generator = open_run(arguments.run).generator(arguments.device, arguments.average)
     generator.set_sampling(arguments.steps, arguments.interval)
     labels = choose_labels(generator.num_classes, arguments.labels, arguments.num, arguments.per_class)
     accelerate(generator, arguments.precision, arguments.compile, arguments.decode_precision)

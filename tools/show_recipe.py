@@ -16,12 +16,11 @@ def main() -> None:
 
     from genflow.analysis.description import describe, graph_table, mermaid
     from genflow.config.graph import ComponentGraph
-    from genflow.config.recipe import dump_yaml, load_recipe
+    from genflow.config.recipe import dump_yaml
 
-    recipe = load_recipe(arguments.recipe, arguments.cfg_options)
-    graph = ComponentGraph.from_recipe(recipe)
+    graph = ComponentGraph.load(arguments.recipe, arguments.cfg_options)
     console().print(graph_table(describe(graph)))
-    print(f"\n```mermaid\n{mermaid(graph)}\n```\n\n{dump_yaml(recipe.to_dict())}", end="")
+    print(f"\n```mermaid\n{mermaid(graph)}\n```\n\n{dump_yaml(graph.plain)}", end="")
 
 
 if __name__ == "__main__":

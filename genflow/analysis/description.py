@@ -10,7 +10,6 @@ from torch import nn
 
 from genflow.analysis.flops import GeneratorCost, count_encoder, count_generator, count_macs
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
@@ -140,9 +139,9 @@ def analyze_recipe(path: str, overrides: list[str] | None = None) -> dict[str, A
         ``recipe``, the fields of :class:`~genflow.analysis.flops.GeneratorCost`, ``published`` as in the
         recipe, and ``ratio_to_published``, ours divided by theirs for the figures that a count can check.
     """
-    graph = ComponentGraph.from_recipe(load_recipe(path, overrides))
+    graph = ComponentGraph.load(path, overrides)
     cost = count_recipe(graph)
-    published = graph.settings().published
+    published = graph.section("published")
     ours = {"params_m": cost.generator_params / 1e6, "gflops": cost.generator_macs / 1e9}
     for name in ours.keys() & published.keys():
         if not isinstance(published[name], (int, float)) or published[name] <= 0:

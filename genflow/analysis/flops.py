@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from genflow.condition import Condition
+from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.generators.base import Generator
@@ -78,7 +79,7 @@ class GeneratorCost:
 
     Args:
         generator_params: parameters of the generator's network, or of a feature encoder in its place.
-        generator_macs: multiply-adds of ``Generator.counted``, without decoding, or of the encoder's features.
+        generator_macs: multiply-adds of ``Generator.evaluate``, without decoding, or of the encoder's features.
         decoder_params: parameters of the modules that decode; 0 in pixel space.
         decoder_macs: multiply-adds of ``Codec.decode``.
         nfe: sequential evaluations of the network.
@@ -153,17 +154,16 @@ def count_generator(generator: Generator) -> GeneratorCost:
         UncountedOperatorError: as in :func:`count_macs`.
     """
 
-    def generate(noise: Tensor, labels: Tensor, guidance: Tensor) -> Tensor:
-        # Tracing takes tensors only, so the Condition is put together inside.
-        codebooks = generator.style_codes[0]
-        style = torch.zeros(1, codebooks, dtype=torch.int64, device=device) if codebooks else None
-        return generator.counted(noise, Condition(labels=labels, guidance=guidance, style=style))
+    label = torch.zeros(1, dtype=torch.int64, device=_device(generator.network))
+    noise, condition = generator.draw(Draws(0, label), label)
+    given = {field.name: getattr(condition, field.name) for field in fields(condition)}
+    given = {name: value for name, value in given.items() if value is not None}
 
-    device = _device(generator.network)
-    noise = torch.zeros(1, *generator.noise_shape, device=device)
-    labels = torch.zeros(1, dtype=torch.int64, device=device)
-    guidance = torch.full((1,), float(generator.default_guidance), device=device)
-    network = count_macs(generator, (noise, labels, guidance), generate)
+    def evaluate(noise: Tensor, *values: Tensor) -> Tensor:
+        # Tracing takes tensors only, so the Condition is put together inside.
+        return generator.evaluate(noise, Condition(**dict(zip(given, values, strict=True))))
+
+    network = count_macs(generator, (noise, *given.values()), evaluate)
     codec = generator.codec
     decoders: tuple[nn.Module, ...] = getattr(codec, "decoder_modules", (codec,))
     samples = torch.zeros(1, *codec.latent_shape, device=_device(*decoders))

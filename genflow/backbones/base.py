@@ -1,5 +1,6 @@
 """The contract of backbones."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genflow.condition import Condition
 from genflow.errors import nearest
+from genflow.layers.precision import without_graph
 from genflow.layers.tangents import derivative
 
 
@@ -27,6 +29,12 @@ class Backbone(nn.Module):
     style_codes: tuple[int, int] = (0, 0)
     image_shape: tuple[int, int, int]
     num_classes: int
+    #: Whether its layers are compiled; the engine says so.
+    compiled: bool = False
+
+    def repeated_layers(self) -> Sequence[nn.Module]:
+        """Its layers of equal form, which training may compile or checkpoint one by one (``train_cfg``)."""
+        return ()
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         """Map (B, C, H, W) to ``{head: (B, C, H, W)}``; only the heads asked for are computed.
@@ -72,10 +80,10 @@ class Backbone(nn.Module):
 
         start = (x[: len(direction)].detach(), *clocks.values())
         rates = (direction, *(torch.ones_like(value) for value in clocks.values()))
-        with sdpa_kernel(SDPBackend.MATH):
+        # A compiled function has no forward-mode derivative.
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with without_graph(), sdpa_kernel(SDPBackend.MATH), eager:
             moved = derivative(main, start, rates)
-        # Autocast would hand the casts of weights that it made without a graph to the pass with one.
-        torch.clear_autocast_cache()
         return self(x, condition, heads), moved
 
 

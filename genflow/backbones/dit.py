@@ -53,7 +53,7 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 @BACKBONES.register_module()
 class DiT(Backbone):
-    """Patches through layers with adaLN-zero; class, time and duration are summed embeddings (MeanFlow; pMF, spec 14).
+    """Patches through layers with adaLN-zero; class, time and duration are summed (MeanFlow; docs/pmf.md, P10).
 
     Times are embedded as the numbers they are, not as 1,000 times them: derivatives with respect to them stay small.
 
@@ -113,6 +113,9 @@ class DiT(Backbone):
         shift, scale = self.modulation(F.silu(embedding)).chunk(2, dim=-1)
         patches = self.output(_modulated(tokens, shift, scale))
         return {"main": unpatchify(patches, self.patch_size, self.image_shape[0])}
+
+    def repeated_layers(self) -> nn.ModuleList:
+        return self.layers
 
     def _initialize(self) -> None:
         for module in self.modules():

@@ -76,6 +76,9 @@ class GroupedMLP(GroupedBackbone):
             self.classes = nn.ModuleList(ClassEmbedding(num_classes, width, std=1.0) for _ in range(groups))
             self.guidance_embedding = GuidanceEmbedding(width)
 
+    def repeated_layers(self) -> list[nn.Module]:
+        return [layer for group in (*self.group_layers, self.denoise_layers) for layer in group]
+
     def _guidance(self, condition: Condition) -> Tensor | float:
         """(B, 1, W) embedding of the scale, or 0 without classes."""
         if not self.num_classes:

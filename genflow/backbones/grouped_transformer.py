@@ -1,4 +1,4 @@
-"""The bidirectional reverse transformer of BiFlow (arXiv 2512.10953, spec 3.3)."""
+"""The bidirectional reverse transformer of BiFlow (arXiv 2512.10953; docs/biflow.md, B11)."""
 
 from typing import ClassVar, Literal
 
@@ -80,7 +80,7 @@ class GroupedTransformer(GroupedBackbone):
         class_tokens, guidance_tokens: in-context tokens per group.
         states: ``hidden`` keeps the width between groups; ``data`` projects every group's output to the
             features of a token, which the next group embeds again (the hidden distillation of BiFlow's
-            ablation, spec 3.4).
+            ablation; docs/biflow.md, B13).
 
     Raises:
         ValueError: sizes that do not divide.
@@ -129,6 +129,10 @@ class GroupedTransformer(GroupedBackbone):
         self.output = nn.Linear(width, features)
         self.register_buffer("angles", axial_rotation(side, width // heads), persistent=False)
         self._initialize()
+
+    def repeated_layers(self) -> list[nn.Module]:
+        groups = [*self.group_layers, *([] if self.denoise_layers is None else [self.denoise_layers])]
+        return [layer for group in groups for layer in group.layers]
 
     def _initialize(self) -> None:
         """Variance-scaled linear maps with zero biases, and a zero output map."""

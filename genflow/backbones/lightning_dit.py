@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
@@ -53,7 +52,7 @@ class SplitRotaryAttention(Attention):
             q, k = rotate_halves(q, turns), rotate_halves(k, turns)
         with full_precision(x.device):  # in the precision of q, k and v
             out = F.scaled_dot_product_attention(q, k, v)
-        return self.out(out.transpose(1, 2).flatten(-2))
+        return self.out(self.merge(out))
 
 
 class ModulatedLayer(nn.Module):
@@ -102,13 +101,13 @@ class ModulatedLayer(nn.Module):
 
 @BACKBONES.register_module()
 class LightningDiT(Backbone):
-    """Patches through modulated layers; class, random style codes and guidance scale are one vector (Drifting, spec 2).
+    """Patches through modulated layers; class, random style codes and scale are one vector (docs/drifting.md, D1, D2).
 
     The vector modulates the layers, and is put in front of the patches as tokens. The guidance scale is embedded as
     the number it is; one for the whole batch, of shape (), will do. There is no "no class": a label, or a style code,
     that has no row in its table is an ``IndexError`` (on a GPU a device-side assertion). The output starts at zero.
 
-    Under bfloat16 autocast the residual stream is bfloat16, norms and modulations are computed in float32 (spec 2.5).
+    Under bfloat16 autocast the residual stream is bfloat16, norms and modulations float32 (docs/drifting.md, D2).
 
     Args:
         image_size: side of the square image or latent.
@@ -127,8 +126,7 @@ class LightningDiT(Backbone):
         rotary: rotate queries and keys by their positions in the whole sequence.
         qk_norm: normalise queries and keys.
         attention_precision: ``float32`` computes attention in it also under autocast. ``bfloat16`` leaves attention to
-            autocast and always rounds rotary angles to bfloat16, which makes other angles of them (spec 14.1).
-        checkpointing: keep no activations inside layers while training, compute them again.
+            autocast and always rounds rotary angles to bfloat16, which makes them other angles (docs/drifting.md, D3).
 
     Raises:
         ValueError: sizes that do not divide.
@@ -155,34 +153,32 @@ class LightningDiT(Backbone):
         rotary: bool = True,
         qk_norm: bool = True,
         attention_precision: Precision = "float32",
-        checkpointing: bool = False,
     ):
         super().__init__()
         side = grid_side(image_size, patch_size)
         features = channels * patch_size**2
-        told = condition_width or width
+        condition_width = condition_width or width
         self.image_shape = (channels, image_size, image_size)
         self.num_classes = num_classes
         self.patch_size = patch_size
         self.style_codes = (style_codebooks, style_entries)
         self.context_tokens = context_tokens
-        self.checkpointing = checkpointing
         has = {"labels": num_classes, "guidance": True, "style": style_codebooks}
         self.uses = tuple(name for name, present in has.items() if present)
 
-        self.labels = nn.Embedding(num_classes, told) if num_classes else None
-        self.style = nn.ModuleList(nn.Embedding(style_entries, told) for _ in range(style_codebooks))
-        self.guidance = ScalarEmbedding(told)
-        self.guidance_norm = RMSNorm(told, eps=_EPS)
+        self.labels = nn.Embedding(num_classes, condition_width) if num_classes else None
+        self.style = nn.ModuleList(nn.Embedding(style_entries, condition_width) for _ in range(style_codebooks))
+        self.guidance = ScalarEmbedding(condition_width)
+        self.guidance_norm = RMSNorm(condition_width, eps=_EPS)
         self.patch_embedding = nn.Linear(features, width)
         self.positions = nn.Parameter(axial_sinusoids(side, width))
         if context_tokens:
-            self.context_embedding = nn.Linear(told, width)
+            self.context_embedding = nn.Linear(condition_width, width)
             self.context_positions = nn.Parameter(torch.empty(context_tokens, width))
         precise = attention_precision == "float32"
-        shape = (width, heads, told, norm, feedforward, feedforward_ratio, qk_norm, precise)
+        shape = (width, heads, condition_width, norm, feedforward, feedforward_ratio, qk_norm, precise)
         self.layers = nn.ModuleList(ModulatedLayer(*shape) for _ in range(depth))
-        self.modulation = nn.Linear(told, 2 * width)
+        self.modulation = nn.Linear(condition_width, 2 * width)
         self.norm = _norm(norm, width)
         self.output = nn.Linear(width, features)
         turns = None
@@ -199,17 +195,17 @@ class LightningDiT(Backbone):
         # Modulations are computed in the precision of their weights.
         embedding = F.silu(embedding.to(self.modulation.weight.dtype))
         for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, embedding, self.turns, use_reentrant=False)
-            else:
-                tokens = layer(tokens, embedding, self.turns)
+            tokens = layer(tokens, embedding, self.turns)
         shift, scale = _modulation(self.modulation, embedding, tokens.dtype, 2)
         patches = tokens[:, self.context_tokens :]
         patches = self.output(_modulated(self.norm(patches), patches.dtype, shift, scale))
         return {"main": unpatchify(patches, self.patch_size, self.image_shape[0], channels_last=True)}
 
+    def repeated_layers(self) -> nn.ModuleList:
+        return self.layers
+
     def embed_condition(self, condition: Condition, batch: int) -> Tensor:
-        """The (B, D) sum of the vectors of class, style codes and guidance scale (spec 2.2).
+        """The (B, D) sum of the vectors of class, style codes and guidance scale (docs/drifting.md, D1).
 
         Raises:
             ValueError: not as many style codes as codebooks.
@@ -235,7 +231,7 @@ class LightningDiT(Backbone):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """The initial values of spec 2.4; modulations, the output map and biases start at zero."""
+        """The initial values of docs/drifting.md, D4; modulations, the output map and biases start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""A plain multilayer perceptron, as in the toy of pMF (spec 19)."""
+"""A plain multilayer perceptron, as in the toy of pMF (docs/pmf.md, P15)."""
 
 import itertools
 from collections.abc import Sequence
@@ -69,6 +69,9 @@ class MLP(Backbone):
                 self.register_buffer(f"start_{name}", values, persistent=False)
             nn.init.zeros_(self.layers[-1].weight)
             nn.init.zeros_(self.layers[-1].bias)
+
+    def repeated_layers(self) -> nn.ModuleList:
+        return self.layers
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)

@@ -6,18 +6,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.layers.embeddings import ScalarEmbedding, axial_rotation, sequence_rotation
 from genflow.layers.patches import grid_side, unpatchify
-from genflow.layers.tangents import Pair, carry, derivative, linear_tangent, norm_tangent
-from genflow.layers.transformer import RMSNorm, TransformerLayer
+from genflow.layers.tangents import Pair, PairLayer, derivative, linear_tangent, norm_tangent
+from genflow.layers.transformer import RMSNorm
 from genflow.ranges import NotNegative, Positive
 from genflow.registry import BACKBONES
 
-#: Standard deviation of the layers' initial weights, times the root of their fan-in (spec 2.6).
+#: Standard deviation of the layers' initial weights, times the root of their fan-in (docs/pmf.md, P11).
 _LAYER_GAIN = 0.32
 _POSITION_STD = 0.02
 
@@ -40,7 +39,7 @@ class Head(nn.Module):
 
 @BACKBONES.register_module()
 class PixelTransformer(Backbone):
-    """Patches, class, guidance scale, guidance interval and time in one sequence (pMF, spec 2; iMF, spec 14).
+    """Patches, class, guidance scale, guidance interval and time in one sequence (pMF, iMF; docs/pmf.md, P10).
 
     Layers have RMSNorm, q/k norm, SwiGLU and zero gates. The head ``main`` is the continuation of the trunk;
     ``auxiliary`` branches off where ``main`` begins, and exists for training.
@@ -57,13 +56,11 @@ class PixelTransformer(Backbone):
         auxiliary_depth: layers of the auxiliary head; None leaves it out.
         class_tokens, guidance_tokens, interval_tokens, time_tokens: tokens of each condition; interval tokens count
             for each end. A condition with 0 tokens is not looked at.
-        clock: what the time tokens tell: the duration t - r (pMF, iMF) or the time t (flow matching).
+        clock: what the time tokens say: the duration t - r (pMF, iMF) or the time t (flow matching).
         bottleneck: channels between the two maps that embed a patch; None embeds by one map.
         rotary: rotary positions of the ``patches`` by row and column (pMF), or of the whole ``sequence`` (iMF).
         learned_positions: add a learned vector to every token.
         feedforward_multiple: the SwiGLU's inner width is rounded up to a multiple of this.
-        checkpointing: keep no activations inside layers while training, compute them again.
-        compile: compile the layers while training; sampling has an option of its own.
 
     Raises:
         ValueError: sizes that do not divide, or heads deeper than the network.
@@ -89,8 +86,6 @@ class PixelTransformer(Backbone):
         rotary: Literal["patches", "sequence"] = "patches",
         learned_positions: bool = True,
         feedforward_multiple: Positive = 1,
-        checkpointing: bool = False,
-        compile: bool = False,
     ):
         super().__init__()
         if head_depth > depth:
@@ -101,7 +96,6 @@ class PixelTransformer(Backbone):
         self.num_classes = num_classes
         self.patch_size = patch_size
         self.clock = clock
-        self.checkpointing = checkpointing
         self.patch_embedding = _patch_embedding(channels, patch_size, bottleneck, width)
         # Every condition has learned tokens, to each of which its embedding is added.
         counts = {
@@ -125,20 +119,22 @@ class PixelTransformer(Backbone):
 
         def layers(count: int) -> nn.ModuleList:
             options = {"qk_norm": True, "gated": True, "multiple": feedforward_multiple}
-            return nn.ModuleList(TransformerLayer(width, heads, **options) for _ in range(count))
+            return nn.ModuleList(PairLayer(width, heads, **options) for _ in range(count))
 
         self.trunk = layers(depth - head_depth)
         self.main = Head(layers(head_depth), width, features)
         self.auxiliary = None if auxiliary_depth is None else Head(layers(auxiliary_depth), width, features)
         self.register_buffer("angles", _angles(rotary, self.prefix, side, width // heads), persistent=False)
-        self._carry = torch.compile(carry) if compile else carry
-        self.compiled = compile
         self._initialize()
 
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that it has."""
         return ("main",) if self.auxiliary is None else ("main", "auxiliary")
+
+    def repeated_layers(self) -> list[nn.Module]:
+        heads = [head for head in (self.main, self.auxiliary) if head is not None]
+        return [*self.trunk, *(layer for head in heads for layer in head.layers)]
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         return self._run(x, None, condition, heads)[0]
@@ -207,24 +203,8 @@ class PixelTransformer(Backbone):
 
     def _through(self, layers: nn.ModuleList, x: Tensor, tangent: Tensor | None) -> Pair:
         for layer in layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x, tangent = self._checkpointed(layer, x, tangent)
-            else:
-                x, tangent = self._carry(layer, x, tangent, self.angles)
+            x, tangent = layer(x, self.angles, tangent)
         return x, tangent
-
-    def _checkpointed(self, layer: TransformerLayer, x: Tensor, tangent: Tensor | None) -> Pair:
-        """The layer without its activations, which backward computes again; the tangent is computed once."""
-        kept: list[Tensor | None] = []
-
-        def value(x: Tensor) -> Tensor:
-            # A compiled layer keeps other activations with a tangent than without.
-            again = bool(kept) and not self.compiled
-            out, moved = self._carry(layer, x, None if again else tangent, self.angles)
-            kept.append(moved)
-            return out
-
-        return checkpoint(value, x, use_reentrant=False), kept[0]
 
     def _finish(self, name: str, sequence: Tensor, tangent: Tensor | None) -> Pair:
         head: Head = getattr(self, name)
@@ -242,10 +222,10 @@ class PixelTransformer(Backbone):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """The initial values of spec 2.6; gates, output maps and biases start at zero."""
+        """The initial values of docs/pmf.md, P11; gates, output maps and biases start at zero."""
         width = self.main.output.in_features
         for module in self.modules():
-            if isinstance(module, TransformerLayer):
+            if isinstance(module, PairLayer):
                 for linear in module.modules():
                     if isinstance(linear, nn.Linear):
                         nn.init.normal_(linear.weight, std=_LAYER_GAIN * linear.in_features**-0.5)

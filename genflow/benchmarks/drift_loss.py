@@ -1,4 +1,4 @@
-"""The drift loss of all features of a recipe against a direct transcription of its formulas (Drifting, spec 3)."""
+"""The drift loss of all features of a recipe against a transcription of its formulas (docs/drifting.md, D6 to D9)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from torch import Tensor
 from genflow.analysis.description import build_on_meta
 from genflow.benchmarks.timing import compare, facts, interleaved, memory, record, synchroniser
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.field_estimators.base import FeatureSets
@@ -90,7 +89,7 @@ def benchmark_drift_loss(
     """
     device = torch.device(options.device)
     overrides = [*(REDUCED if options.reduced else ()), *overrides]
-    graph = ComponentGraph.from_recipe(load_recipe(recipe, overrides))
+    graph = ComponentGraph.load(recipe, overrides)
     method = _on_meta(graph, recipe)
     field = method.field
     training = graph.section("optim_wrapper")
@@ -184,7 +183,7 @@ def _weights(method: Drifting, device: torch.device) -> Tensor | None:
 
 
 def plain_loss(sets: FeatureSets, weights: Tensor | None, temperatures: Sequence[float], floor: float) -> Tensor:
-    """The mean loss of one feature, its positions reshaped to groups, line by line as in spec 3."""
+    """The mean loss of one feature, its positions reshaped to groups, line by line as in docs/drifting.md, D6 to D9."""
     labels, positions = sets.generated.shape[0], sets.generated.shape[2]
     generated, positive, negative = (
         part.transpose(1, 2).flatten(0, 1).float() for part in (sets.generated, sets.positive, sets.negative)
@@ -240,7 +239,7 @@ def drift_loss_table(report: dict[str, Any]) -> Table:
         title=f"drift loss of {report['features']} features, {report['labels']} labels of {samples} samples, "
         f"{report['values'] / 1e6:.4g} M values in {report['precision']}"
     )
-    for title in ("", "ours", "spec, line by line", "ours / spec"):
+    for title in ("", "ours", "formulas, line by line", "ours / formulas"):
         table.add_column(title, justify="right" if title else "left")
     table.add_row("seconds", f"{report['a']:.4g}", f"{report['b']:.4g}", f"{report['time_ratio']:.3f}")
     sizes = ["" if size is None else f"{size / 2**20:.0f}" for size in report["memory"]]

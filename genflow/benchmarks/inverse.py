@@ -1,4 +1,4 @@
-"""One pass of BiFlow's reverse model against the exact inverse of its flow (spec 3.9, 4.37)."""
+"""One pass of BiFlow's reverse model against the exact inverse of its flow (docs/performance.md)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +16,14 @@ from genflow.benchmarks.timing import Comparison, compare, facts, interleaved, m
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.errors import UserError
-from genflow.generators.base import Generator
+from genflow.generators.base import Generator, Precision
 from genflow.generators.flow import FlowGenerator
 from genflow.generators.reverse import TwoPassGenerator
-from genflow.inference.accelerate import Precision, accelerate
+from genflow.inference.accelerate import accelerate
 from genflow.methods.biflow import BiFlow
-from genflow.runs.folder import load_method, open_run
+from genflow.runs.folder import open_run
 
 _MEANING = {
     "a": "seconds per image of one pass of the reverse model, at its best batch",
@@ -150,12 +149,13 @@ def _load(subject: str, overrides: Sequence[str]) -> tuple[ComponentGraph, BiFlo
     folder = Path(subject) if Path(subject).is_dir() else None
     if folder is not None and overrides:
         raise UserError("--cfg-options: they change a recipe; a run folder has its own")
-    graph = open_run(folder) if folder else ComponentGraph.from_recipe(load_recipe(subject, overrides))
+    run = None if folder is None else open_run(folder)
+    graph = ComponentGraph.load(subject, overrides) if run is None else run.graph
     if not issubclass(graph.model.cls, BiFlow):
         found = graph.model.cls.__name__
         raise UserError(f"{graph.source}: model.type: found '{found}', expected a BiFlow, which has a flow to invert")
-    if folder:
-        return graph, load_method(graph, folder), {"networks": "trained"}
+    if run is not None:
+        return graph, run.method(), {"networks": "trained"}
     return graph, random_method(graph), {"networks": "random"}
 
 
@@ -166,9 +166,9 @@ def random_method(graph: ComponentGraph) -> BiFlow:
     so that the flow's inverse of several blocks stays finite.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(graph.settings().seed)
+        torch.manual_seed(graph.section("seed"))
         method = graph.build(
-            lambda name: graph.prerequisites[name].build(for_training=False).artifact_module.state_dict(),
+            lambda name: graph.prerequisites[name].graph.build(for_training=False).artifact_module.state_dict(),
             for_training=False,
         )
         for network in (method.generator.network, method.teacher):
@@ -208,7 +208,7 @@ def _time_batch(
     labels = positions % max(one_pass.num_classes, 1)
     noise = Draws(0, positions).normal("sampling noise", one_pass.noise_shape)
     conditions = [generator.condition(labels, options.guidance) for generator in (one_pass, exact)]
-    forward = one_pass if options.score else one_pass.counted
+    forward = one_pass if options.score else one_pass.evaluate
     runs = [lambda: forward(noise, conditions[0]), lambda: exact(noise, conditions[1])]
 
     if device.type == "cuda" and hasattr(exact.network, "capture"):

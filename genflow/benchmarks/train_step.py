@@ -1,4 +1,4 @@
-"""One training step of a velocity model against the plain way to compute it (pMF, spec 16 and 17)."""
+"""One training step of a velocity model against the plain way to compute it (docs/performance.md)."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -14,9 +14,10 @@ from genflow.analysis.flops import count_macs
 from genflow.benchmarks.timing import Memory, compare, facts, interleaved, matrix_rate, memory, record, synchroniser
 from genflow.condition import Condition
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
+from genflow.config.sections import TrainSection
 from genflow.draws import Draws
-from genflow.engine.train import build_optimizer
+from genflow.engine.layers import apply_layer_settings
+from genflow.engine.optimizer import build_optimizer
 from genflow.errors import UserError
 from genflow.methods.mean_flow import MeanFlow
 
@@ -118,8 +119,8 @@ def benchmark_train_step(
     device = torch.device(options.device)
     shared = ["model.perceptual=null"] * (not options.perceptual)
     overrides = [*(REDUCED if options.reduced else ()), *shared, *overrides]
-    fast = ["model.backbone.compile=true"] * options.compile
-    ours, optimizer = _build(recipe, [*overrides, *fast], device)
+    ours, optimizer = _build(recipe, overrides, device)
+    apply_layer_settings(ours, TrainSection(max_iters=1, compile=options.compile))
     plain, _ = _build(recipe, [*overrides, *PLAIN], device)
     plain.load_state_dict(ours.state_dict())
     images, labels, draws = _batch(ours, options.batch, device)
@@ -164,7 +165,7 @@ def benchmark_train_step(
 
 def _build(recipe: str, overrides: Sequence[str], device: torch.device) -> tuple[MeanFlow, torch.optim.Optimizer]:
     """The method in training mode, none of its weights zero, so that nothing is trivial, and its optimizer."""
-    graph = ComponentGraph.from_recipe(load_recipe(recipe, overrides))
+    graph = ComponentGraph.load(recipe, overrides)
     if not issubclass(graph.model.cls, MeanFlow):
         raise UserError(f"{recipe}: model: found {graph.model.cls.__name__}, expected a MeanFlow")
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +175,7 @@ def _build(recipe: str, overrides: Sequence[str], device: torch.device) -> tuple
             for parameter in method.backbone.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     method = method.to(device)
-    return method, build_optimizer(graph.section("optim_wrapper").optimizer, method)
+    return method, build_optimizer(graph.section("optim_wrapper"), method)
 
 
 def _batch(method: MeanFlow, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Draws]:
@@ -223,7 +224,7 @@ def _multiply_adds(method: MeanFlow, work: _Work, batch: int) -> int:
 
     def count(heads: tuple[str, ...]) -> int:
         def run(x: Tensor, labels: Tensor) -> Tensor:
-            condition = method.generator.told(labels)
+            condition = Condition.unguided(labels)
             outputs = method.field.velocity(method.backbone, x, ones, ones, condition, heads)
             return torch.cat([*outputs.values()])
 

@@ -15,6 +15,8 @@ class Codec(nn.Module):
     latent_shape: tuple[int, int, int]
     #: Whether it has what decoding needs; one without can still be built and counted.
     can_decode: bool = True
+    #: What a user can do about one that has not.
+    weights_hint: str = "set its 'weights'"
 
     def randomize(self) -> None:
         """Give a codec that cannot decode random weights, so that decoding can be timed.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genflow.codecs.base import Codec
 from genflow.errors import UserError, missing_extra
+from genflow.ranges import LocalPath
 from genflow.registry import CODECS
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ class SDVAE(Codec):
         ValueError: sizes that do not divide, or statistics for another number of channels.
     """
 
+    weights_hint = "set its 'weights', e.g. GENFLOW_SD_VAE=path/to/sd-vae-ft-mse for the ImageNet recipes"
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
         self,
         image_size: int = 256,
-        weights: str | None = None,
+        weights: LocalPath | None = None,
         latent_mean: tuple[float, ...] = (0.865, -0.278, 0.216, 0.374),
         latent_std: tuple[float, ...] = (4.855, 5.319, 3.937, 3.987),
     ):

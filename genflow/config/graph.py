@@ -1,6 +1,6 @@
 """From a recipe to a graph of components, and from the graph to built objects.
 
-:meth:`ComponentGraph.from_recipe` checks a whole recipe before anything is built: every slot against its
+:meth:`ComponentGraph.load` checks a whole recipe before anything is built: every slot against its
 kind, every argument against the constructor's signature. :meth:`ComponentGraph.build` then constructs by
 dependency injection: a component receives built objects, never configs.
 """
@@ -9,20 +9,20 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genflow.config import slots
+from genflow.config.recipe import load_recipe
 from genflow.config.sections import RecipeSections
 from genflow.config.slots import Mismatch, Node, Reference, Section
+from genflow.config.upgrade import MOVED_MODULES
 from genflow.errors import UserError, nearest, reason, shown
 from genflow.weights import check_state
-
-#: Modules that recipes of older run folders import, and where they are now.
-_MOVED_MODULES = {"genflow.analysis.drift_toy": "genflow.reproduction.drift_toy"}
 
 #: Given the name of a prerequisite, returns the weights of its artifact.
 WeightLoader = Callable[[str], Mapping[str, Tensor]]
@@ -42,7 +42,7 @@ def import_custom_modules(modules: list[str], source: str) -> None:
         sys.path.append(os.getcwd())
     for module in modules:
         try:
-            importlib.import_module(_MOVED_MODULES.get(module, module))
+            importlib.import_module(MOVED_MODULES.get(module, module))
         except Exception as error:  # whatever the user's code raises
             raise UserError(
                 f"{source}: custom_imports: cannot import '{module}' from the working folder or PYTHONPATH: "
@@ -50,36 +50,75 @@ def import_custom_modules(modules: list[str], source: str) -> None:
             ) from error
 
 
+@dataclass(frozen=True)
+class Prerequisite:
+    """A recipe whose artifact another one needs.
+
+    Args:
+        graph: its components.
+        name: of its run folder.
+        run: its run folder, where the recipe says so; None: it lies beside the run that needs it.
+    """
+
+    graph: "ComponentGraph"
+    name: str
+    run: Path | None = None
+
+    def folder(self, work_dir: Path) -> Path:
+        """Its run folder, for a run in ``work_dir``."""
+        return work_dir.parent / self.name if self.run is None else self.run
+
+
 class ComponentGraph:
-    """The checked components of one recipe.
+    """The checked components of one recipe, and the recipe itself.
 
     Args:
         source: the recipe's file, for messages.
-        recipe: its checked sections.
+        plain: the resolved recipe, plain dictionaries and lists.
+        recipe: its checked sections, all of them.
         components: checked shared components by name.
-        prerequisites: graphs of the recipes that this one needs, by name.
+        prerequisites: the recipes that this one needs, by name.
     """
 
     def __init__(
         self,
         source: str,
+        plain: dict[str, Any],
         recipe: Section,
         components: dict[str, Node],
-        prerequisites: dict[str, "ComponentGraph"],
+        prerequisites: dict[str, Prerequisite],
     ):
         self.source = source
+        self.plain = plain
         self.recipe = recipe
         self.components = components
         self.prerequisites = prerequisites
 
     @classmethod
-    def from_recipe(cls, recipe: Mapping[str, Any], source: str | None = None) -> "ComponentGraph":
+    def load(
+        cls, path: str | Path, overrides: Mapping[str, Any] | Iterable[str] | None = None, seed: int | None = None
+    ) -> "ComponentGraph":
+        """Read and check a recipe file.
+
+        Args:
+            path, overrides: as in :func:`genflow.config.recipe.load_recipe`.
+            seed: in the place of the recipe's; None leaves it.
+
+        Raises:
+            UserError: as :func:`genflow.config.recipe.load_recipe` and :meth:`from_recipe`.
+        """
+        recipe = load_recipe(path, overrides)
+        if seed is not None:
+            recipe["seed"] = seed
+        return cls.from_recipe(recipe, str(path))
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], source: str = "recipe") -> "ComponentGraph":
         """Check a resolved recipe (see :func:`genflow.config.recipe.load_recipe`).
 
         Raises:
             UserError: one line with the file, the path in the recipe, what was found, what was expected.
         """
-        source = source or str(getattr(recipe, "filename", None) or "recipe")
         plain = _plain(recipe)
         import_custom_modules(plain.get("custom_imports", []), source)
         try:
@@ -88,25 +127,31 @@ class ComponentGraph:
                 name: cls._from_prerequisite(entry, name, source)
                 for name, entry in plain.get("prerequisites", {}).items()
             }
-            checked.arguments = {key: value for key, value in checked.arguments.items() if value is not None}
             components = {
                 name: slots.check_component(config, f"components.{name}")
                 for name, config in plain.get("components", {}).items()
             }
-            graph = cls(source, checked, components, prerequisites)
+            for name, argument in slots.section_signature(RecipeSections).items():
+                if checked.arguments.get(name) is None:
+                    checked.arguments[name] = argument.default
+            graph = cls(source, plain, checked, components, prerequisites)
             graph._check_references()
             graph.artifact  # noqa: B018 (it says what is wrong)
-            graph.settings()
+            for name, section in checked.arguments.items():
+                if not any(slots.walk(section)):  # those with components are built when they are needed
+                    graph.section(name)
         except Mismatch as error:
             raise UserError(f"{source}: {error}") from None
         return graph
 
     @classmethod
-    def _from_prerequisite(cls, entry: Any, name: str, source: str) -> "ComponentGraph":
+    def _from_prerequisite(cls, entry: Any, name: str, source: str) -> Prerequisite:
         if not isinstance(entry, dict) or not isinstance(entry.get("recipe"), dict):
             found = shown(entry)
             raise Mismatch(f"prerequisites.{name}", f"found {found}, expected a recipe that load_recipe has resolved")
-        return cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
+        graph = cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
+        run = Path(entry["run"]) if entry.get("run") else None
+        return Prerequisite(graph, entry.get("name", name), run)
 
     def _targets(self) -> dict[str, str]:
         """What ``$name`` can refer to, with its kind."""
@@ -114,7 +159,7 @@ class ComponentGraph:
         if clash:
             raise Mismatch(f"components.{min(clash)}", "a prerequisite has the same name")
         kinds = {name: node.kind for name, node in self.components.items()}
-        return kinds | {name: graph.artifact.kind for name, graph in self.prerequisites.items()}
+        return kinds | {name: entry.graph.artifact.kind for name, entry in self.prerequisites.items()}
 
     def _check_references(self) -> None:
         targets, used = self._targets(), set()
@@ -172,16 +217,11 @@ class ComponentGraph:
         return node
 
     def section(self, name: str) -> Any:
-        """Build one section of the recipe, e.g. ``train_dataloader``; None if the recipe lacks it."""
-        return self._build(self.recipe.arguments.get(name), {}, None)
+        """Build one section of the recipe, e.g. ``train_dataloader``, with its defaults.
 
-    def settings(self) -> RecipeSections:
-        """All plain settings: the recipe without its components."""
-        built = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "custom_hooks", "evaluation")
-        plain = {key: value for key, value in self.recipe.arguments.items() if key not in built}
-        for key in ("components", "prerequisites"):
-            plain[key] = {}
-        return self._build(Section("", RecipeSections, {**plain, "model": None}), {}, None)
+        Sections of components are built anew at every call; None where the recipe has none and needs none.
+        """
+        return self._build(self.recipe.arguments[name], {}, None)
 
     def build(
         self,
@@ -230,7 +270,7 @@ class ComponentGraph:
             path = f"prerequisites.{reference.name}"
             if path not in objects:
                 state = None if weights is None else weights(reference.name)
-                objects[path] = self.prerequisites[reference.name].build_artifact(state)
+                objects[path] = self.prerequisites[reference.name].graph.build_artifact(state)
             return objects[path]
 
         try:
@@ -268,7 +308,7 @@ class ComponentGraph:
             return item
         if item.name in self.components:
             return self.components[item.name]
-        artifact = self.prerequisites[item.name].artifact
+        artifact = self.prerequisites[item.name].graph.artifact
         return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
 
 
@@ -292,6 +332,11 @@ class Deferred:
         self.arguments = arguments
         self.source = source
 
+    def default(self, name: str) -> Any:
+        """The component's own value of an argument; None without one."""
+        argument = slots.signature_of(self.node.cls).get(name)
+        return None if argument is None else argument.default
+
     def fill(self, name: str, value: Any) -> None:
         """Give an argument a value if the component has it and the recipe does not set it."""
         if name in slots.signature_of(self.node.cls):
@@ -309,14 +354,8 @@ class Deferred:
             raise UserError(f"{self.source}: {self.node.path}: {reason(error)}") from error
 
 
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """An mmengine Config as plain dictionaries and lists."""
-    if hasattr(recipe, "to_dict"):
-        return recipe.to_dict()
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: strip(entry) for key, entry in value.items()}
-        return [strip(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-    return strip(recipe)
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as plain dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

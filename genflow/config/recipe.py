@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.config.config import RESERVED_KEYS
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
 
+from genflow.config.upgrade import upgrade
 from genflow.errors import UserError, nearest, shown
 
 _ENVIRONMENT = re.compile(r"\{\{\s*\$(\w+)\s*:\s*([^{}\s]*?)\s*\}\}")
@@ -113,7 +112,7 @@ def dump_yaml(value: Mapping) -> str:
     return stream.getvalue()
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] | None = None) -> Config:
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] | None = None) -> dict[str, Any]:
     """Read a recipe with all that it inherits and needs.
 
     Args:
@@ -128,11 +127,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] |
     Raises:
         UserError: one line with the file, the place, what was found and what was expected.
     """
-    recipe = _load(Path(path), _parse_overrides(overrides or {}), ())
-    for key in RESERVED_KEYS:
-        if key in recipe:
-            raise UserError(f"{path}: {key}: unknown key")
-    return Config(recipe, filename=str(path))
+    return _load(Path(path), _parse_overrides(overrides or {}), ())
 
 
 def _load(path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> dict:
@@ -160,6 +155,7 @@ def _load(path: Path, overrides: dict[str, Any], parents: tuple[Path, ...]) -> d
             raise UserError(f"{where}: no such prerequisite{nearest(name, prerequisites)}")
     for name, entry in prerequisites.items():
         prerequisites[name] = _load_prerequisite(name, entry, path, nested.get(name, {}), (*parents, path))
+    upgrade(recipe)
     return recipe
 
 
@@ -187,6 +183,7 @@ def _load_prerequisite(name: str, entry: Any, path: Path, overrides: dict[str, A
             raise UserError(f"{where}: 'name' is missing, the name of its run folder")
         for key, value in overrides.items():
             _override(recipe, key, value, path)
+        upgrade(recipe)
         return entry
     if not isinstance(recipe, str):
         raise UserError(f"{where}.recipe: found {_kind_of(recipe)}, expected a recipe file")

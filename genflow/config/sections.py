@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from genflow.data.base import Dataset
 from genflow.evaluation.base import Evaluator
 from genflow.methods.base import Method
-from genflow.ranges import NotNegative, Positive, Range
+from genflow.ranges import NotNegative, Positive, Range, Size
 
 
 class OptimizerSlot:
@@ -49,10 +49,47 @@ class TrainSection:
     Args:
         max_iters: optimizer updates.
         micro_batches: parts that each process splits its batch into, to save memory; the result is the same.
+        checkpointing: keep no activations inside the layers of backbones and flows, but compute them again in the
+            backward pass; likewise the same result.
+        compile: compile these layers with torch.compile; results differ by rounding. Sampling has an option of its own.
     """
 
     max_iters: Positive
     micro_batches: Positive = 1
+    checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass
+class ParameterRule:
+    """Factors for the parameters whose names contain a key.
+
+    Args:
+        lr_mult, decay_mult: of the optimizer's rate and weight decay.
+    """
+
+    lr_mult: Size = 1.0
+    decay_mult: Size = 1.0
+
+
+@dataclass
+class ParamwiseSection:
+    """Rates and weight decays by parameter; what mmengine's ``paramwise_cfg`` means by the same names.
+
+    Args:
+        custom_keys: rules by a part of the parameter's name; the longest that fits is taken, before all others.
+        bias_lr_mult, bias_decay_mult: of biases, but for those of norms.
+        norm_decay_mult: of gains and biases of layer, group, batch and instance norms.
+        flat_decay_mult: of one-dimensional parameters, those of RMS norms among them.
+        dwconv_decay_mult: of depth-wise convolutions.
+    """
+
+    custom_keys: dict[str, ParameterRule] = field(default_factory=dict)
+    bias_lr_mult: Size | None = None
+    bias_decay_mult: Size | None = None
+    norm_decay_mult: Size | None = None
+    flat_decay_mult: Size | None = None
+    dwconv_decay_mult: Size | None = None
 
 
 @dataclass
@@ -63,11 +100,13 @@ class OptimSection:
         optimizer: the optimizer.
         precision: ``bfloat16`` runs the networks under autocast, on any device.
         clip_grad_norm: largest global gradient norm; None never clips.
+        paramwise_cfg: rates and weight decays by parameter; None for the same everywhere.
     """
 
     optimizer: OptimizerSlot
     precision: Literal["float32", "bfloat16"] = "float32"
     clip_grad_norm: Annotated[float, Range(above=0)] | None = None
+    paramwise_cfg: ParamwiseSection | None = None
 
 
 @dataclass

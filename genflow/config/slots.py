@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -67,12 +67,20 @@ class Mismatch(UserError):
         super().__init__(f"{path}: {message}" if path else message)
 
 
-def signature_of(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Constructor arguments as ``{name: (annotation, required)}``, following ``**kwargs`` to base classes.
+class Argument(NamedTuple):
+    """A constructor argument: its annotation, whether a recipe must give it, and its default (None without)."""
+
+    annotation: Any
+    required: bool
+    default: Any = None
+
+
+def signature_of(cls: type) -> dict[str, Argument]:
+    """Constructor arguments by name, following ``**kwargs`` to base classes.
 
     An argument of a base class counts as optional, since the class itself may pass it on.
     """
-    arguments: dict[str, tuple[Any, bool]] = {}
+    arguments: dict[str, Argument] = {}
     inherited = False
     for owner in cls.__mro__:
         if owner in (object, nn.Module):
@@ -87,8 +95,10 @@ def signature_of(cls: type) -> dict[str, tuple[Any, bool]]:
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            required = parameter.default is parameter.empty and not inherited
-            arguments.setdefault(parameter.name, (hints.get(parameter.name, Any), required))
+            no_default = parameter.default is parameter.empty
+            default = None if no_default else parameter.default
+            annotation = hints.get(parameter.name, Any)
+            arguments.setdefault(parameter.name, Argument(annotation, no_default and not inherited, default))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
         inherited = True
@@ -262,34 +272,39 @@ def a_kind(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _check_arguments(given: dict, signature: dict[str, tuple[Any, bool]], path: str, owner: str) -> dict[str, Any]:
+def _check_arguments(given: dict, signature: dict[str, Argument], path: str, owner: str) -> dict[str, Any]:
     paths = {name: f"{path}.{name}".lstrip(".") for name in (*given, *signature)}
     for name in given:
         if name not in signature:
             raise Mismatch(paths[name], f"{owner} has no argument '{name}'{nearest(name, signature)}")
-    for name, (annotation, required) in signature.items():
-        if required and name not in given:
-            raise Mismatch(paths[name], f"missing, {owner} needs it ({_describe(annotation)})")
-    return {name: check(value, signature[name][0], paths[name]) for name, value in given.items()}
+    for name, argument in signature.items():
+        if argument.required and name not in given:
+            raise Mismatch(paths[name], f"missing, {owner} needs it ({_describe(argument.annotation)})")
+    return {name: check(value, signature[name].annotation, paths[name]) for name, value in given.items()}
 
 
 def check_section(value: Any, cls: type, path: str) -> Section:
     """Check a mapping against a dataclass; ``path`` is empty for a whole recipe."""
     if not isinstance(value, dict):
         raise Mismatch(path, f"found {shown(value)}, expected a section")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    signature = {
-        entry.name: (
-            hints[entry.name],
-            entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING,
-        )
-        for entry in dataclasses.fields(cls)
-    }
+    signature = section_signature(cls)
     for name in value:
         if name not in signature:
             raise Mismatch(f"{path}.{name}".lstrip("."), f"unknown key{nearest(name, signature)}")
     arguments = _check_arguments(value, signature, path, path or "a recipe")
     return Section(path, cls, arguments)
+
+
+def section_signature(cls: type) -> dict[str, Argument]:
+    """The keys of a dataclass, as :func:`signature_of` gives the arguments of a constructor."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    signature = {}
+    for entry in dataclasses.fields(cls):
+        made = entry.default_factory is not dataclasses.MISSING
+        default = entry.default_factory() if made else entry.default
+        required = default is dataclasses.MISSING
+        signature[entry.name] = Argument(hints[entry.name], required, None if required else default)
+    return signature
 
 
 def build(value: Any, make: Callable[[Node], Any], resolve: Callable[[Reference], Any]) -> Any:
@@ -347,7 +362,7 @@ def _describe(annotation: Any) -> str:
     elif dataclasses.is_dataclass(annotation):
         text = "a section"
     elif origin is Annotated:
-        text = " ".join([_describe(choices[0]), *(str(limits) for limits in choices[1:])])
+        text = " ".join([_describe(choices[0]), *(str(limits) for limits in choices[1:] if isinstance(limits, Range))])
     elif origin is Literal:
         text = "one of " + ", ".join(repr(choice) for choice in choices)
     elif origin in (typing.Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""Names and shapes of Drifting's released weights in terms of LightningDiT and LatentMAE (Drifting, spec 15)."""
+"""Names and shapes of Drifting's released weights in terms of LightningDiT and LatentMAE (docs/model_zoo.md)."""
 
 import re
 from collections.abc import Mapping

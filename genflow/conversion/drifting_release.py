@@ -9,7 +9,6 @@ from typing import Any
 from genflow.analysis.description import build_on_meta
 from genflow.backbones.lightning_dit import LightningDiT
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.conversion.drifting import from_jax, to_jax
 from genflow.conversion.flax_file import read_flax
 from genflow.errors import UserError, shown
@@ -68,7 +67,7 @@ def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None
     An encoder's decoder, which only training needs, may be in the file and is left out.
 
     Args:
-        folder: a release of the JAX code: ``metadata.json``, whose ``model_config`` tells the model, and
+        folder: a release of the JAX code: ``metadata.json``, whose ``model_config`` describes the model, and
             ``ema_params.msgpack``.
         out: not there, or an empty folder.
         recipes: the folder of the recipes of the released models.
@@ -81,8 +80,7 @@ def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None
     config = _read_config(folder / CONFIG_FILE)
     if recipe is None:
         recipe = recipes / f"{_find_recipe(folder / CONFIG_FILE, config)}.yaml"
-    resolved = load_recipe(recipe)
-    graph = ComponentGraph.from_recipe(resolved)
+    graph = ComponentGraph.load(recipe)
     network = graph.build_artifact()
     if not isinstance(network, LightningDiT | LatentMAE):
         name = type(network).__name__
@@ -106,7 +104,7 @@ def convert_drifting(folder: Path, out: Path, recipes: Path, recipe: Path | None
     del arrays
     # Every array is given back as soon as its copy is there.
     weights = {name: state.pop(name).float().contiguous() for name in list(state)}
-    write_run(out, resolved.to_dict(), graph, weights, file)
+    write_run(out, graph, weights, file)
     return recipe
 
 

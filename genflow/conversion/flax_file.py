@@ -1,4 +1,4 @@
-"""Files of parameters that flax.serialization wrote, read without JAX (Drifting, spec 15)."""
+"""Files of parameters that flax.serialization wrote, read without JAX (docs/model_zoo.md, Drifting)."""
 
 import math
 import mmap

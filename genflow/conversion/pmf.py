@@ -1,4 +1,4 @@
-"""Names and shapes of pMF's released weights in terms of PixelTransformer (pMF, spec 15)."""
+"""Names and shapes of pMF's released weights in terms of PixelTransformer (docs/model_zoo.md)."""
 
 import re
 from collections.abc import Mapping

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
+from genflow.conversion.numpy_file import read_archive
 from genflow.conversion.pmf import ROTATION, from_jax, from_torch, plain_name, to_torch
 from genflow.errors import UserError
 from genflow.layers.embeddings import axial_rotation
-from genflow.runs.converted import check_free, read_archive, write_run
+from genflow.runs.converted import check_free, write_run
 from genflow.weights import check_state, read_state
 
 #: Recipes of the released sizes by side of a patch, width, and layers of trunk and main head.
@@ -46,8 +46,7 @@ def convert_pmf(file: Path, out: Path, recipes: Path, recipe: Path | None = None
     state = _read(file)
     if recipe is None:
         recipe = recipes / f"{_find_size(file, state)}.yaml"
-    resolved = load_recipe(recipe)
-    graph = ComponentGraph.from_recipe(resolved)
+    graph = ComponentGraph.load(recipe)
     network = graph.build_artifact()
     if not isinstance(network, PixelTransformer):
         raise UserError(f"{recipe}: model: trains a {type(network).__name__}, pMF's weights are a PixelTransformer's")
@@ -61,7 +60,7 @@ def convert_pmf(file: Path, out: Path, recipes: Path, recipe: Path | None = None
     except ValueError as error:
         raise UserError(f"{file}: does not fit {recipe}: {error}") from None
     weights = from_torch({name: state[name].float() for name in expected}, channels)
-    write_run(out, resolved.to_dict(), graph, weights, file)
+    write_run(out, graph, weights, file)
     return recipe
 
 

@@ -15,7 +15,7 @@ def draw_boxes(draws: Draws, height: int, width: int, area: tuple[float, float] 
     """One box per sample inside an image of that size.
 
     Its share of the area is uniform in ``area``, width / height log-uniform in [3/4, 4/3]; sides are rounded and
-    cut to the image, without drawing again, and the place is uniform among those that fit (pMF, spec 7).
+    cut to the image, without drawing again, and the place is uniform among those that fit (docs/pmf.md, P9).
 
     Args:
         draws: of the samples.
@@ -37,7 +37,7 @@ def draw_boxes(draws: Draws, height: int, width: int, area: tuple[float, float] 
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Resize the box of each image to a square: cubic (Keys, a = -0.5), with antialiasing (pMF, spec 7).
+    """Resize the box of each image to a square: cubic (Keys, a = -0.5), with antialiasing (docs/pmf.md, P9).
 
     At its border a box takes in pixels around it; the kernel is cut, and its weights made to sum to 1 again, at the
     border of the image only.

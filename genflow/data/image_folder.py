@@ -11,7 +11,7 @@ from genflow.data.base import Dataset
 from genflow.data.crops import draw_boxes
 from genflow.draws import Draws
 from genflow.errors import UserError
-from genflow.ranges import Positive, Share
+from genflow.ranges import LocalPath, Positive, Share
 from genflow.registry import DATASETS
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
@@ -19,7 +19,7 @@ _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 
 @DATASETS.register_module()
 class ImageFolder(Dataset):
-    """``data_root/CLASS/PICTURE``, cropped to squares as ADM does (pMF, spec 10), or at random (Drifting, spec 8).
+    """``data_root/CLASS/PICTURE``, cropped to squares as ADM does, or at random (docs/drifting.md, D16).
 
     Classes and their pictures are in the order of their names, class k being the k-th folder. Pictures are files
     ending in .jpeg, .jpg, .png, .webp or .bmp, of any mode, read as RGB.
@@ -38,7 +38,7 @@ class ImageFolder(Dataset):
 
     def __init__(
         self,
-        data_root: str,
+        data_root: LocalPath,
         image_size: Positive,
         num_classes: Positive = 1000,
         flip: bool = False,

@@ -14,6 +14,7 @@ from torch import Tensor
 from genflow.data.base import Dataset
 from genflow.draws import Draws
 from genflow.errors import UserError
+from genflow.ranges import LocalPath
 from genflow.registry import DATASETS
 
 _FILES = ("cache.json", "moments.npy", "labels.npy")
@@ -43,7 +44,13 @@ class LatentCache(Dataset):
         UserError: one line that names ``data_root`` and what is missing or wrong in it.
     """
 
-    def __init__(self, data_root: str, latent_shape: tuple[int, int, int], num_classes: int = 1000, flip: bool = True):
+    def __init__(
+        self,
+        data_root: LocalPath,
+        latent_shape: tuple[int, int, int],
+        num_classes: int = 1000,
+        flip: bool = True,
+    ):
         self.data_root = data_root
         self.image_shape = tuple(latent_shape)
         self.num_classes = num_classes

@@ -1,4 +1,4 @@
-"""The newest real samples: a ring buffer for every class and one for all (Drifting, spec 7.2)."""
+"""The newest real samples: a ring buffer for every class and one for all (docs/drifting.md, D14)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +30,11 @@ class QueueSection:
     storage: Storage = "float32"
     resume: Literal["save", "refill"] = "save"
     refill_updates: NotNegative = 3000
+
+
+def widened(samples: Tensor) -> Tensor:
+    """Samples as a queue stores them, of any shape and device, to float32; 8-bit ones are pixels in [-1, 1]."""
+    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
 
 
 class RingBuffers:
@@ -91,9 +96,15 @@ class RingBuffers:
         return torch.where(filled < count, repeated, without)
 
     def read(self, buffers: Tensor, slots: Tensor) -> Tensor:
-        """(L,) buffers and (L, n) slots to (L, n, *shape) float32 samples."""
-        entries = self.entries[buffers.unsqueeze(1), slots]
-        return entries.float() / 127.5 - 1 if self.storage == "uint8" else entries.float()
+        """(L,) buffers and (L, n) slots to (L, n, *shape) samples as they are stored; :func:`widened` reads them.
+
+        Where there is a GPU they are gathered into pinned memory, from which they are copied without waiting.
+        """
+        shape = (*slots.shape, *self.entries.shape[2:])
+        gathered = torch.empty(shape, dtype=self.entries.dtype, pin_memory=torch.cuda.is_available())
+        flat = (buffers.unsqueeze(1) * self.size + slots).flatten()
+        torch.index_select(self.entries.flatten(0, 1), 0, flat, out=gathered.view(-1, *shape[2:]))
+        return gathered
 
     def _stored(self, samples: Tensor) -> Tensor:
         if self.storage == "uint8":
@@ -140,7 +151,7 @@ class SampleQueue:
         self.buffers["overall"].push(samples, torch.zeros_like(labels))
 
     def of_class(self, labels: Tensor, count: int, draws: Draws) -> Tensor:
-        """(L, count, C, H, W) random samples of (L,) classes, different ones as far as there are.
+        """(L, count, C, H, W) random samples of (L,) classes, as they are stored, different ones as far as there are.
 
         Raises:
             ValueError: nothing has been pushed for a class.
@@ -148,7 +159,7 @@ class SampleQueue:
         return self._draw("class", self._classes(labels), count, draws)
 
     def overall(self, count: int, draws: Draws) -> Tensor:
-        """(L, count, C, H, W) random samples of any class for each of L draws, different ones as far as there are."""
+        """(L, count, C, H, W) samples of any class for each of L draws; otherwise as :meth:`of_class`."""
         return self._draw("overall", torch.zeros(len(draws), dtype=torch.int64), count, draws)
 
     def _classes(self, labels: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class TrainingStream(torch.utils.data.Dataset):
     Args:
         dataset: what to read.
         seed: seed of the orders and of the samples' random numbers.
-        global_batch: samples per update over all processes, as their draws are told.
+        global_batch: samples per update over all processes, which their draws know.
     """
 
     def __init__(self, dataset: Dataset, seed: int, global_batch: int | None = None):

@@ -68,7 +68,7 @@ def _two_moons(draws: Draws) -> Tensor:
 
 
 def _two_modes(draws: Draws) -> Tensor:
-    """Two Gaussians at equal height, wider than they are tall (Drifting, spec 12.1)."""
+    """Two Gaussians at equal height, wider than they are tall (docs/drifting.md, D17)."""
     centre = torch.where(draws.uniform("two modes side") < 0.5, -MODE_CENTRE, MODE_CENTRE)
     noise = draws.normal("two modes noise", (2,))
     return noise * noise.new_tensor(MODE_STD) + torch.stack([centre, torch.zeros_like(centre)], dim=1)
@@ -86,7 +86,7 @@ _DISTRIBUTIONS: dict[str, Callable[[Draws], Tensor]] = {
 def projection(dimensions: int) -> Tensor:
     """(D, 2) with orthonormal columns, which maps the plane into D dimensions: always the same, the identity for 2.
 
-    Points ``p`` of the plane lie at ``p @ projection.T``, and ``x @ projection`` leads back (pMF, spec 19).
+    Points ``p`` of the plane lie at ``p @ projection.T``, and ``x @ projection`` leads back (docs/pmf.md, P15).
     """
     if dimensions == 2:
         return torch.eye(2)

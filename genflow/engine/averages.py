@@ -14,7 +14,7 @@ class WeightAverage:
 
     Args:
         weights: the weights to follow, by name; the average starts as a copy.
-        rule: constant decay, or a half-life in images (pMF, spec 8.6; EDM2).
+        rule: constant decay, or a half-life in images (docs/pmf.md, P13; EDM2).
     """
 
     def __init__(self, weights: Mapping[str, Tensor], rule: AverageSection):

@@ -1,7 +1,7 @@
 """Training checkpoints: everything an update depends on.
 
 Data order and all draws are functions of seed and update, so there is no generator or loader state to save. What a
-method keeps in every process besides (a queue of samples) is written to a file of each process beside the checkpoint.
+method's feed keeps in every process (a queue of samples) is written to a file of each process beside the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import barrier, get_dist_info, is_main_process
 
 from genflow.engine.averages import WeightAverage
-from genflow.engine.distributed import barrier, is_main, rank_and_size
-from genflow.engine.schedule import WarmupLR
 from genflow.errors import UserError
 from genflow.methods.base import Method
 from genflow.weights import check_state, read_checkpoint, read_state, write_checkpoint
@@ -52,7 +51,7 @@ def _process_files(checkpoint: Path) -> list[Path]:
 
 
 def _process_file(checkpoint: Path) -> Path:
-    rank, size = rank_and_size()
+    rank, size = get_dist_info()
     return checkpoint.with_name(f"{checkpoint.stem}.process_{rank}_of_{size}")
 
 
@@ -79,11 +78,11 @@ class TrainingState:
     def save(self, work_dir: Path) -> Path:
         """Write the checkpoint of the present step; every process calls it."""
         path = checkpoint_path(work_dir, self.step)
-        kept = self.method.process_state()
+        kept = None if self.method.feed is None else self.method.feed.state()
         if kept is not None:
             write_checkpoint(_process_file(path), kept)
             barrier()  # a checkpoint is complete when its own file is there
-        if not is_main():
+        if not is_main_process():
             return path
         state = {
             "format": _FORMAT,
@@ -113,17 +112,17 @@ class TrainingState:
             self._restore(state)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: does not continue this recipe: {error}") from error
-        if self.method.process_state() is not None:
-            self._restore_process(path)
+        if self.method.feed is not None and self.method.feed.state() is not None:
+            self._restore_feed(path)
         self.step = state["step"]
 
-    def _restore_process(self, checkpoint: Path) -> None:
+    def _restore_feed(self, checkpoint: Path) -> None:
         path, found = _process_file(checkpoint), _process_files(checkpoint)
         if found and path not in found:
             saved = found[0].name.rpartition("_")[2]
-            raise UserError(f"{checkpoint}: was saved by {saved} process(es), this run has {rank_and_size()[1]}")
+            raise UserError(f"{checkpoint}: was saved by {saved} process(es), this run has {get_dist_info()[1]}")
         try:
-            self.method.load_process_state(read_state(path))
+            self.method.feed.load_state(read_state(path))
         except (ValueError, KeyError) as error:
             problem = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{path}: does not continue this recipe: {problem}") from error
@@ -139,8 +138,6 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         for scheduler, counters in zip(self.schedulers, schedulers, strict=True):
             scheduler.load_state_dict({name: counters[name] for name in ("last_step", "_global_step", "_last_value")})
-            if isinstance(scheduler, WarmupLR):
-                scheduler.apply()
 
     def _restore(self, state: dict[str, Any]) -> None:
         check_state(self.method.trained_state(), state["model"])

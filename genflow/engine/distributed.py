@@ -1,4 +1,4 @@
-"""Start of a process group on any device, and the few collective calls the engine needs."""
+"""Start of a process group on any device; collective calls are those of mmengine.dist."""
 
 import os
 import re
@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from genflow.errors import UserError
 
@@ -64,27 +63,3 @@ def first_node(nodes: str) -> str:
 def training_device() -> torch.device:
     """This process's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def rank_and_size() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) without a group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return rank_and_size()[0] == 0
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Average a tensor over all processes."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
 
+from genflow.config.graph import ComponentGraph
 from genflow.config.sections import CheckpointSection, SamplesSection
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
-from genflow.engine.distributed import is_main
 from genflow.errors import UserError
 from genflow.inference.write_images import save_grid
 from genflow.weights import write_text
@@ -28,7 +30,7 @@ class ScalarsHook(Hook):
     """Appends one JSON object per update to ``scalars.jsonl``: step, every term, gradient norm, rates."""
 
     def before_train(self, runner) -> None:
-        if not is_main():
+        if not is_main_process():
             return
         path = Path(runner.work_dir) / "scalars.jsonl"
         # Updates after the resumed one, and a line that a kill cut short, will be done again.
@@ -36,7 +38,7 @@ class ScalarsHook(Hook):
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if is_main():
+        if is_main_process():
             # Schedules step at a lower priority, so this is the rate that the update used.
             rate = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
             line = json.dumps({"step": batch_idx + 1, **outputs, "lr": rate})
@@ -80,7 +82,7 @@ class CheckpointHook(Hook):
         if step % self.section.interval and step != runner.max_iters:
             return
         runner.save_training_state(step)
-        if is_main():
+        if is_main_process():
             for old in find_checkpoints(Path(runner.work_dir))[: -self.section.max_keep_ckpts]:
                 remove_checkpoint(old)
 
@@ -97,15 +99,14 @@ class SampleGridHook(Hook):
         step = batch_idx + 1
         due = self.section.interval and step % self.section.interval == 0
         method, section = runner.method, self.section
-        if not is_main() or method.generator is None or not (due or step == runner.max_iters):
+        if not is_main_process() or method.generator is None or not (due or step == runner.max_iters):
             return
         classes = min(section.classes, method.generator.num_classes) or 1
-        device = next(method.parameters()).device
-        labels = torch.arange(classes, device=device).repeat_interleave(section.per_class)
+        labels = torch.arange(classes, device=method.generator.device).repeat_interleave(section.per_class)
         method.eval()
         try:
             with swapped(method.trained_parameters(), runner.exported_average):
-                images = method.generator.sample(labels, seed=runner.settings.seed, guidance=section.guidance)
+                images = method.generator.sample(labels, seed=runner.state.seed, guidance=section.guidance)
         except UserError as error:  # samples may overflow where training goes on well
             runner.logger.warning(f"no sample grid after {step} updates: {error}")
             return
@@ -122,3 +123,20 @@ class CostHook(Hook):
 
     def before_run(self, runner) -> None:
         runner.logger.info(self.line)
+
+
+def build_hooks(graph: ComponentGraph, cost: str) -> tuple[dict[str, Any], list[Hook]]:
+    """The hooks of a run: mmengine's default ones by name, and the others, the recipe's own last.
+
+    Args:
+        graph: the recipe.
+        cost: what the log shall say that the model costs.
+    """
+    section = graph.section("default_hooks")
+    default = {
+        "logger": ConsoleHook(interval=section.logger.interval),
+        "checkpoint": CheckpointHook(section.checkpoint),
+        "sampler_seed": None,
+    }
+    own = [ScalarsHook(), AverageHook(), SampleGridHook(section.samples), CostHook(cost)]
+    return default, [*own, *graph.section("custom_hooks")]

@@ -1,19 +1,22 @@
 """The training loop: one optimizer update after another, counted in updates."""
 
-import contextlib
 import itertools
+import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce, get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from genflow.engine.distributed import mean_over_processes, rank_and_size
+from genflow.config.sections import TrainSection
 from genflow.methods.base import Method
 
 
@@ -37,9 +40,18 @@ class AutocastOptimWrapper(OptimWrapper):
         self.precision = precision
         self.clip_grad_norm = clip_grad_norm
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context of a forward pass."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+    def start_update(self, parts: int) -> None:
+        """Begin an update of so many micro-batches, the last of which sums the gradients of all processes."""
+        self._accumulative_counts, self._inner_count = parts, 0
+        self.zero_grad()
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The context of a micro-batch's forward pass."""
+        device = next(model.parameters()).device
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        with super().optim_context(model), autocast:
+            yield
 
     def _with_gradient(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -59,7 +71,7 @@ def seed_step(seed: int, step: int) -> None:
 
     GenFlow's own draws do not use them; a custom component that does is then exact on resume as well.
     """
-    value = (seed * 1_000_003 + step * 8191 + rank_and_size()[0]) % 2**32
+    value = (seed * 1_000_003 + step * 8191 + get_rank()) % 2**32
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
@@ -71,15 +83,14 @@ class UpdateLoop(BaseLoop):
     Args:
         runner: GenFlow's runner.
         dataloader: endless; its batches are dictionaries of tensors and Draws.
-        max_iters: updates in all, resumed ones included.
-        micro_batches: parts of a process's batch that are run one after the other.
+        section: updates in all, resumed ones included, and parts of a process's batch that are run in turn.
         seed: see :func:`seed_step`.
     """
 
-    def __init__(self, runner, dataloader: DataLoader, max_iters: int, micro_batches: int, seed: int):
+    def __init__(self, runner, dataloader: DataLoader, section: TrainSection, seed: int):
         super().__init__(runner, dataloader)
-        self._max_iters = max_iters
-        self.micro_batches = micro_batches
+        self._max_iters = section.max_iters
+        self.micro_batches = section.micro_batches
         self.seed = seed
         self.iter = 0
         self.epoch, self.max_epochs = 0, 1  # mmengine's hooks ask; the loop has no epochs
@@ -119,49 +130,54 @@ class UpdateLoop(BaseLoop):
         """
         model, optimizer = self.runner.model, self.runner.optim_wrapper
         method = model.module if is_model_wrapper(model) else model
-        device = next(model.parameters()).device
-        batch = {name: value.to(device) for name, value in method.prepare(batch).items()}
-        count = len(batch["labels"])
-        edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
-        parts = [
-            {name: value[start:end] for name, value in batch.items()}
-            for start, end in itertools.pairwise(edges)
-            if start != end
-        ]
-        with optimizer.autocast(device):
-            method.survey(parts)
-        optimizer.zero_grad()
+        parts = self._divide(batch, method, next(model.parameters()).device)
+        with optimizer.optim_context(method):
+            statistics = method.batch_statistics(parts)
+        optimizer.start_update(len(parts))
+        count = sum(len(part["labels"]) for part in parts)
         sums: dict[str, Tensor] = {}
         for part in parts:
             share = len(part["labels"]) / count
-            last = part is parts[-1]
-            synchronise = contextlib.nullcontext() if last or not is_model_wrapper(model) else model.no_sync()
-            with synchronise:
-                with optimizer.autocast(device):
-                    terms = model(**part, mode="loss")
-                optimizer.backward(terms["loss"] * share)
+            with optimizer.optim_context(model):
+                terms = model(**part, **statistics)
+            optimizer.backward(terms["loss"] * share)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
         norm = optimizer.gradient_norm()
-        means = mean_over_processes(torch.stack([*sums.values()]))
+        means = torch.stack([*sums.values()])
+        all_reduce(means, op="mean")
         values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
-        self._check_finite(values, method)
+        if not all(map(math.isfinite, values.values())):
+            with optimizer.optim_context(method):
+                diagnosis = method.diagnose(parts, statistics)
+            raise self._diverged(values, diagnosis)
         optimizer.clip(norm)
         optimizer.step()
         method.after_update()
         return values
 
-    def _check_finite(self, values: dict[str, float], method: Method) -> None:
-        bad = {name: value for name, value in values.items() if not np.isfinite(value)}
-        if not bad:
-            return
+    def _divide(self, batch: dict[str, Any], method: Method, device: torch.device) -> list[dict[str, Any]]:
+        """The micro-batches of a batch, or of the rows that the method's feed makes of it, on ``device``."""
+        if method.feed is not None:
+            method.feed.push(batch)
+            batch = method.feed.rows(batch)
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        count = len(batch["labels"])
+        edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
+        return [
+            {name: value[start:end] for name, value in batch.items()}
+            for start, end in itertools.pairwise(edges)
+            if start != end
+        ]
+
+    def _diverged(self, values: dict[str, float], diagnosis: str) -> TrainingDiverged:
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         terms = [name for name in bad if name not in ("loss", "grad_norm")] or list(bad)
         message = f"update {self.iter + 1}: not finite: {', '.join(f'{name} = {bad[name]}' for name in terms)}"
-        diagnosis = method.diagnose()
         if diagnosis:
             message += f"; {diagnosis}"
         for name, parameter in self.runner.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 message += f"; first such gradient: {name}"
                 break
-        raise TrainingDiverged(message)
+        return TrainingDiverged(message)

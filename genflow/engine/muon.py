@@ -1,4 +1,4 @@
-"""Muon for matrices, with the Adam beside it that the published code of pMF uses (spec 8)."""
+"""Muon for matrices, with the Adam beside it that the published code of pMF uses (docs/pmf.md, P12)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -161,7 +161,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonalize(matrices: Tensor, eps: float = 1e-8, steps: int = 5, precision: Precision = "float32") -> Tensor:
-    """(N, rows, columns) matrices, rows <= columns, to about orthogonal ones by Newton-Schulz (spec 8.2)."""
+    """(N, rows, columns) matrices, rows <= columns, to about orthogonal ones by Newton-Schulz (docs/pmf.md, P12)."""
     first, second, third = _QUINTIC
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)).to(getattr(torch, precision))
     for _ in range(steps):

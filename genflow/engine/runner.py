@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from genflow.config.sections import RecipeSections
+from genflow.config.sections import TrainSection
 from genflow.engine.averages import WeightAverage
 from genflow.engine.checkpoint import TrainingState
 from genflow.engine.distributed import training_device
@@ -25,8 +26,7 @@ class Runner(MMEngineRunner):
         state: method, optimizer, schedulers and averages, on the training device.
         work_dir: run folder.
         loader: endless loader that starts at update ``state.step``.
-        settings: the recipe's plain settings.
-        batch_size: global batch size.
+        section: how long to train.
         optimizer: wraps the optimizer of ``state``.
         hooks: default hooks by name and further hooks.
         launcher: ``none``, or the launcher that started the process group.
@@ -37,27 +37,26 @@ class Runner(MMEngineRunner):
         state: TrainingState,
         work_dir: Path,
         loader: DataLoader,
-        settings: RecipeSections,
-        batch_size: int,
+        section: TrainSection,
         optimizer: AutocastOptimWrapper,
-        hooks: tuple[dict[str, Any], list],
+        hooks: tuple[dict[str, Any], list[Hook]],
         launcher: str,
     ):
         self.state = state
-        self.settings = settings
-        self.batch_size = batch_size
+        self.section = section
+        self.batch_size: int = loader.batch_sampler.global_batch
         super().__init__(
             model=state.method,
             work_dir=str(work_dir),
             train_dataloader=loader,
-            train_cfg={"by_epoch": False, "max_iters": settings.train_cfg.max_iters},
+            train_cfg={"by_epoch": False, "max_iters": section.max_iters},
             optim_wrapper=optimizer,
             param_scheduler=state.schedulers or None,
             default_hooks=hooks[0],
             custom_hooks=hooks[1],
             launcher=launcher,
-            log_processor={"by_epoch": False, "window_size": settings.default_hooks.logger.interval},
-            randomness={"seed": settings.seed % 2**32},
+            log_processor={"by_epoch": False, "window_size": hooks[0]["logger"].interval},
+            randomness={"seed": state.seed % 2**32},
             # mmengine keeps its loggers by this name.
             experiment_name=f"{work_dir.absolute()} {time.time_ns()}",
         )
@@ -84,8 +83,7 @@ class Runner(MMEngineRunner):
         """The loop of updates."""
         if isinstance(loop, UpdateLoop):
             return loop
-        section = self.settings.train_cfg
-        return UpdateLoop(self, self._train_dataloader, section.max_iters, section.micro_batches, self.settings.seed)
+        return UpdateLoop(self, self._train_dataloader, self.section, self.state.seed)
 
     def load_or_resume(self) -> None:
         """The state is restored before the runner is built; the loop goes on from there."""
@@ -108,11 +106,11 @@ class Runner(MMEngineRunner):
         if torch.cuda.is_available():
             device = torch.cuda.get_device_name()
         processes = f"{self._world_size} process(es)"
-        self.logger.info(f"torch {torch.__version__}, {device}, {processes}, seed {self.settings.seed}")
+        self.logger.info(f"torch {torch.__version__}, {device}, {processes}, seed {self.state.seed}")
 
     def get_hooks_info(self) -> str:
         """The hooks in their order, on one line."""
         return ", ".join(type(hook).__name__ for hook in self._hooks)
 
     def dump_config(self) -> None:
-        """The run folder's recipe.yaml is written by :mod:`genflow.runs.folder`."""
+        """The run folder's recipe.yaml is written by :mod:`genflow.engine.train`."""

@@ -1,7 +1,7 @@
 """Learning-rate schedule."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from mmengine.optim import _ParamScheduler
 
@@ -10,7 +10,7 @@ from genflow.registry import PARAM_SCHEDULERS
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupLR(_ParamScheduler):
-    """Linear warm-up, then half a cosine down to ``minimum``, or constant (TARFlow, spec 1.9; Drifting, spec 7.4).
+    """Linear warm-up, then half a cosine down to ``minimum``, or constant (docs/biflow.md, B6; docs/drifting.md, D16).
 
     Update number k = 0, 1, ... uses start + (rate - start) * k / warmup while k < warmup, and the
     cosine reaches ``minimum`` after ``total_iters`` updates.
@@ -42,8 +42,9 @@ class WarmupLR(_ParamScheduler):
         self.start = minimum if start is None else start
         super().__init__(optimizer, "lr", by_epoch=False)
 
-    def apply(self) -> None:
-        """Set the rates that the present step and the present arguments call for."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from saved counters, at the rates that the present arguments call for."""
+        super().load_state_dict(state_dict)
         for group, rate in zip(self.optimizer.param_groups, self._get_value(), strict=True):
             group["lr"] = rate
         self._last_value = [group["lr"] for group in self.optimizer.param_groups]

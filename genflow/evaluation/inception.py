@@ -1,4 +1,4 @@
-"""What surrounds the Inception network in the evaluation of ImageNet generators (Drifting, spec 9)."""
+"""What surrounds the Inception network in the evaluation of ImageNet generators (docs/drifting.md, D18)."""
 
 import numpy as np
 import torch
@@ -41,13 +41,13 @@ def _mean_divergence(likelihoods: np.ndarray) -> float:
 
 
 def truncate_to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1], of any shape and clipped to that range, to 8 bit; truncated, not rounded (spec 14.4)."""
+    """Images in [0, 1], of any shape and clipped to that range, to 8 bit; truncated, not rounded (D18)."""
     return (images.clamp(0, 1) * 255).to(torch.uint8)
 
 
 def inception_input(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 images to what the Inception network of 2015-12-05 sees, (B, 3, 299, 299) in about [-1, 1].
 
-    The resize is the ordinary bilinear one with half-pixel centres, not TensorFlow 1's (spec 14.3).
+    The resize is the ordinary bilinear one with half-pixel centres, not TensorFlow 1's (D18).
     """
     return (interpolate(images.float(), size=(299, 299), mode="bilinear", align_corners=False) - 128) / 128

@@ -21,6 +21,8 @@ class FeatureEncoder(nn.Module):
     num_classes: int = 0
     #: Whether it has what encoding needs; one without can still be built and counted.
     has_weights: bool = True
+    #: What a user can do about one that has not.
+    weights_hint: str = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map (B, C, H, W) images in [-1, 1], or samples, to ``{name: (B, tokens, channels)}``."""

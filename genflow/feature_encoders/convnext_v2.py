@@ -12,7 +12,7 @@ from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.imagenet import normalize, resize
 from genflow.feature_encoders.pooling import pooled_features
 from genflow.layers.precision import full_precision
-from genflow.ranges import Positive
+from genflow.ranges import LocalPath, Positive
 from genflow.registry import FEATURE_ENCODERS
 from genflow.weights import load_weights, read_state
 
@@ -53,10 +53,10 @@ class ConvNeXtV2(FeatureEncoder):
 
     Images have at least 32 pixels a side; grey ones are repeated to three channels.
 
-    ``features: pooled`` (pMF, spec 7): ``pooled``, (B, 1, widths[3]), the normalised average of the last stage; images
-    are taken as they are, in [-1, 1].
+    ``features: pooled`` (docs/pmf.md, P9): ``pooled``, (B, 1, widths[3]), the normalised average of the last stage;
+    images are taken as they are, in [-1, 1].
 
-    ``features: stages`` (Drifting, spec 6): images are normalised as ImageNet's and resized to 224 pixels a side. Each
+    ``features: stages`` (docs/drifting.md, D13): images normalised as ImageNet's, resized to 224 pixels a side. Each
     stage's output, less its mean over channels and divided by its standard deviation + 1e-3 at every position, gives
     ``convenxt_stage_1`` to ``_3``, (B, positions, channels), and ``convenxt_stage_0_mean``, ``_std`` to ``_3``,
     (B, 1, channels), over positions; ``global_mean`` is ``pooled``, ``global_std`` the last of the deviations. All in
@@ -77,7 +77,7 @@ class ConvNeXtV2(FeatureEncoder):
     def __init__(
         self,
         variant: Literal["atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"] = "base",
-        weights: str | None = None,
+        weights: LocalPath | None = None,
         depths: Stages | None = None,
         widths: Stages | None = None,
         features: Literal["pooled", "stages"] = "pooled",

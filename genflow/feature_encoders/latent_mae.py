@@ -1,4 +1,4 @@
-"""The convolutional masked autoencoder whose features Drifting compares (arXiv 2602.04770; spec 5.1)."""
+"""The convolutional masked autoencoder whose features Drifting compares (arXiv 2602.04770; docs/drifting.md, D11)."""
 
 import itertools
 import math
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from genflow.errors import UserError
@@ -24,8 +25,8 @@ class LatentMAE(MaskedEncoder):
     Stage s has ``width`` 2^s channels; all but the first halve the sides. A norm after every stage feeds both the
     features and the next stage. Samples do not interact, and training and evaluation mode are the same.
 
-    Features (spec 4.1): ``norm_x``, (B, 1, channels of a patch), the root of the mean square of the input; and what
-    :func:`~genflow.feature_encoders.pooling.pooled_features` makes of the maps ``conv1`` (the stem's output),
+    Features (docs/drifting.md, D10): ``norm_x``, (B, 1, channels of a patch), the root of the mean square of the input;
+    and what :func:`~genflow.feature_encoders.pooling.pooled_features` makes of the maps ``conv1`` (the stem's output),
     ``layer1``, ... (the stages' normalised outputs) and ``layer1_blk2``, ... (outputs of every ``block_interval``-th
     block of a stage, counted from 1, before that norm).
 
@@ -107,8 +108,8 @@ class LatentMAE(MaskedEncoder):
     def patches(self, samples: Tensor) -> Tensor:
         """(B, channels, H, W) to (B, channels P^2, H / P, W / P); inside a patch the order is row, column, channel."""
         size = self.patch_size
-        cells = samples.unflatten(3, (-1, size)).unflatten(2, (-1, size))
-        return cells.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        cut = "batch channel (rows row) (columns column) -> batch (row column channel) rows columns"
+        return rearrange(samples, cut, row=size, column=size)
 
     def reconstruct(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """See :meth:`~genflow.feature_encoders.base.MaskedEncoder.reconstruct`.
@@ -201,7 +202,7 @@ class _Up(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """From the encoder's maps back to patches (spec 5.1)."""
+    """From the encoder's maps back to patches (docs/drifting.md, D11)."""
 
     def __init__(self, widths: list[int], patch_channels: int, groups: int):
         super().__init__()

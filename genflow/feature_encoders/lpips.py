@@ -9,11 +9,12 @@ from torch import Tensor
 from genflow.errors import missing_extra
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.unit_features import unit_features
+from genflow.ranges import LocalPath
 from genflow.registry import FEATURE_ENCODERS
 from genflow.weights import load_weights, read_state
 
-# Layers of torchvision's VGG16 after which a feature is taken.
-_TAPS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22, "relu5_3": 29}
+# Layers of torchvision's VGG16, as numbered there, after which a feature is taken.
+_TAPS = {"3": "relu1_2", "8": "relu2_2", "15": "relu3_3", "22": "relu4_3", "29": "relu5_3"}
 # Means and standard deviations of images in [0, 1] (0.485 0.456 0.406, 0.229 0.224 0.225), as LPIPS rounds them
 # for images in [-1, 1].
 _MEAN = (-0.030, -0.088, -0.188)
@@ -37,15 +38,16 @@ class LPIPS(FeatureEncoder):
             a file.
     """
 
-    feature_names = tuple(_TAPS)
+    feature_names = tuple(_TAPS.values())
 
-    def __init__(self, weights: str | None = None):
+    def __init__(self, weights: LocalPath | None = None):
         super().__init__()
         from torchvision.models import vgg16
+        from torchvision.models.feature_extraction import create_feature_extractor
 
         device = torch.get_default_device()
         with torch.device("meta"):
-            layers = vgg16(init_weights=False).features[: max(_TAPS.values()) + 1]
+            layers = create_feature_extractor(vgg16(init_weights=False).features, _TAPS)
         self.layers = layers.to_empty(device=device)
         self.has_weights = weights is not None
         if weights is not None and device.type != "meta":
@@ -55,7 +57,7 @@ class LPIPS(FeatureEncoder):
             load_weights(self.layers, features, Path(weights))
         self.register_buffer("mean", torch.tensor(_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(-1, 1, 1), persistent=False)
-        for name, learned in zip(_TAPS, _learned_weights(), strict=True):
+        for name, learned in zip(self.feature_names, _learned_weights(), strict=True):
             self.register_buffer(f"root_{name}", learned.to(device).sqrt(), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -65,15 +67,8 @@ class LPIPS(FeatureEncoder):
             UserError: the encoder has no weights.
         """
         self.require_weights(images)
-        maps = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
-        taken = []
-        for index, layer in enumerate(self.layers):
-            maps = layer(maps)
-            if index in _TAPS.values():
-                taken.append(maps)
-        return {
-            name: unit_features(maps) * getattr(self, f"root_{name}") for name, maps in zip(_TAPS, taken, strict=True)
-        }
+        taken = self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return {name: unit_features(maps) * getattr(self, f"root_{name}") for name, maps in taken.items()}
 
 
 def _learned_weights() -> list[Tensor]:

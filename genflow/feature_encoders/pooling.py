@@ -1,10 +1,12 @@
-"""Features of a map: its positions, and means and deviations over all of it and over windows (Drifting, spec 4.1)."""
+"""Features of a map: its positions, means and deviations over all of it and over windows (docs/drifting.md, D10)."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from genflow.layers.patches import as_tokens
 
 
 def pooled_features(
@@ -23,18 +25,18 @@ def pooled_features(
         pooled: whether mean and standard deviation of the whole map are.
     """
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    features = {name: maps.flatten(2).mT} if positions else {}
+    features = {name: as_tokens(maps)} if positions else {}
     if pooled:
         mean = wide.mean(dim=(2, 3), keepdim=True)
-        features[f"{name}_mean"] = mean.to(maps.dtype).flatten(2).mT
-        features[f"{name}_std"] = _root((wide - mean).square().mean(dim=(2, 3), keepdim=True)).flatten(2).mT
+        features[f"{name}_mean"] = as_tokens(mean.to(maps.dtype))
+        features[f"{name}_std"] = as_tokens(_root((wide - mean).square().mean(dim=(2, 3), keepdim=True)))
     for side in windows:
         if maps.shape[2] % side == 0 and maps.shape[3] % side == 0:
             # Tensor.var over the axes of windows takes many times as long on a CPU.
             mean = F.avg_pool2d(wide, side)
             centred = wide - F.interpolate(mean, scale_factor=side, mode="nearest")
-            features[f"{name}_mean_{side}"] = mean.to(maps.dtype).flatten(2).mT
-            features[f"{name}_std_{side}"] = _root(F.avg_pool2d(centred.square(), side)).flatten(2).mT
+            features[f"{name}_mean_{side}"] = as_tokens(mean.to(maps.dtype))
+            features[f"{name}_std_{side}"] = as_tokens(_root(F.avg_pool2d(centred.square(), side)))
     return features
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.imagenet import normalize, resize
 from genflow.feature_encoders.pooling import pooled_features, pooled_names
-from genflow.ranges import Positive
+from genflow.ranges import LocalPath, Positive
 from genflow.registry import FEATURE_ENCODERS
 from genflow.weights import load_weights, read_state
 
 _MOCO = "module.encoder_q."
+_STAGES = (1, 2, 3, 4)
 
 
 @FEATURE_ENCODERS.register_module()
@@ -38,7 +39,7 @@ class ResNet50(FeatureEncoder):
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: LocalPath | None = None,
         image_size: Positive = 256,
         windows: tuple[Positive, ...] = (2, 4),
         pooled: bool = True,
@@ -48,7 +49,7 @@ class ResNet50(FeatureEncoder):
 
         device = torch.get_default_device()
         with torch.device("meta"):
-            network = create_model("resnet50", num_classes=0)
+            network = create_model("resnet50", features_only=True, out_indices=_STAGES)
         self.network = network.to_empty(device=device)
         self.image_size = image_size
         self.windows = windows
@@ -57,7 +58,7 @@ class ResNet50(FeatureEncoder):
         if weights is not None and device.type != "meta":
             load_weights(self.network, self._in_timm_names(read_state(Path(weights))), Path(weights))
         self.feature_names = ()
-        for index in (1, 2, 3, 4):
+        for index in _STAGES:
             side = math.ceil(image_size / 2 ** (index + 1))
             self.feature_names += pooled_names(f"resnet_layer{index}", side, side, windows, pooled=pooled)
         self.train()
@@ -72,11 +73,9 @@ class ResNet50(FeatureEncoder):
             UserError: the encoder has no weights.
         """
         self.require_weights(images)
-        net, features = self.network, {}
-        maps = resize(normalize(images.expand(-1, 3, -1, -1)), self.image_size)
-        maps = net.maxpool(net.act1(net.bn1(net.conv1(maps))))
-        for index, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4), start=1):
-            maps = stage(maps)
+        stages = self.network(resize(normalize(images.expand(-1, 3, -1, -1)), self.image_size))
+        features = {}
+        for index, maps in zip(_STAGES, stages, strict=True):
             features |= pooled_features(f"resnet_layer{index}", maps, self.windows, pooled=self.pooled)
         return features
 

@@ -1,8 +1,7 @@
-"""Average velocities from a network that predicts images (pMF, spec 3 and 4) or velocities (MeanFlow, iMF)."""
+"""Average velocities from a network that predicts images (pMF; docs/pmf.md, P2, P3) or velocities (MeanFlow, iMF)."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.field_estimators.base import VelocityEstimator, VelocityFields
-from genflow.layers.precision import full_precision
+from genflow.layers.precision import full_precision, without_graph
 from genflow.layers.tangents import derivative
 from genflow.ranges import Range, Share
 from genflow.registry import FIELD_ESTIMATORS
@@ -36,7 +35,7 @@ class AverageVelocity(VelocityEstimator):
         time_floor: the smallest time by which z - x is divided.
         derivative: ``forward``: exact, by forward-mode differentiation without a graph; for comparison ``central``:
             a difference of two further evaluations, and ``with_graph``: forward-mode differentiation of the whole,
-            over attention that is not fused, whose graph is kept (the plain way, spec 16).
+            over attention that is not fused, whose graph is kept (the plain way).
         moving_rows_only: differentiate only rows with r < t; the others' derivative is multiplied by 0. Off for
             comparison, with the same result.
 
@@ -61,20 +60,7 @@ class AverageVelocity(VelocityEstimator):
         self.derivative = derivative
         self.moving_rows_only = moving_rows_only
 
-    def velocity(
-        self,
-        network: Backbone,
-        z: Tensor,
-        t: Tensor,
-        r: Tensor,
-        condition: Condition,
-        heads: Sequence[str] = ("main",),
-    ) -> dict[str, Tensor]:
-        outputs = network(z, _timed(condition, t, r), heads)
-        return {name: self.convert(output, z, t) for name, output in outputs.items()}
-
     def convert(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """A network's (B, C, H, W) output at ``z`` and (B,) ``t`` to a velocity, in float32 also under autocast."""
         with full_precision(output.device):
             output = output.to(z.dtype)
             if self.prediction == "u":
@@ -127,15 +113,14 @@ class AverageVelocity(VelocityEstimator):
         start, t = z[:count], times.t[:count]
         if self.derivative == "central":
             rows, r = condition.rows(slice(count)), times.r[:count]
-            with torch.no_grad():
+            with without_graph():
                 after, before = (
                     self.velocity(network, start + step * tangent, t + step, r, rows)["main"]
                     for step in (_STEP, -_STEP)
                 )
-            torch.clear_autocast_cache()  # of casts without a graph
             velocities = self.velocity(network, z, times.t, times.r, condition, heads)
             return velocities, (after - before) / (2 * _STEP)
-        outputs, d_output = network.directional(z, _timed(condition, times.t, times.r), tangent, heads)
+        outputs, d_output = network.directional(z, self.timed(condition, times.t, times.r), tangent, heads)
         output = outputs["main"][:count].detach().to(z.dtype)
         along = (d_output.to(z.dtype), tangent, torch.ones_like(t))
         velocities = {name: self.convert(output, z, times.t) for name, output in outputs.items()}
@@ -162,10 +147,6 @@ class AverageVelocity(VelocityEstimator):
         with sdpa_kernel(SDPBackend.MATH):
             _, moved, velocities = torch.func.jvp(average, (z, times.t), along, has_aux=True)
         return velocities, moved[:count].detach()
-
-
-def _timed(condition: Condition, t: Tensor, r: Tensor) -> Condition:
-    return replace(condition, time=t, duration=t - r)
 
 
 def _coefficients(preconditioner: str, t: Tensor) -> tuple[Tensor, Tensor]:

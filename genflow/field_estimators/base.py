@@ -1,7 +1,7 @@
 """The contracts of field estimators."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ class VelocityFields:
 
 
 class VelocityEstimator(FieldEstimator):
-    """Velocities along the path z = (1 - t) x + t e from data x to noise e, t in [0, 1] (pMF, spec 1)."""
+    """Velocities along the path z = (1 - t) x + t e from data x to noise e, t in [0, 1] (docs/pmf.md, P1)."""
 
     #: The smallest time by which the distance from z to an image is divided.
     time_floor: float
@@ -45,9 +45,17 @@ class VelocityEstimator(FieldEstimator):
         """The velocity at (B, C, H, W) ``z`` of the path to ``x``: (z - x) / t, t no smaller than the floor."""
         return (z - x) / t.clamp(min=self.time_floor).view(-1, 1, 1, 1)
 
+    def timed(self, condition: Condition, t: Tensor, r: Tensor) -> Condition:
+        """The condition with (B,) times ``t`` and durations."""
+        return replace(condition, time=t, duration=t - r)
+
+    def convert(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """A network's (B, C, H, W) output at ``z`` and (B,) ``t`` to a velocity, in float32 also under autocast."""
+        raise NotImplementedError
+
     def velocity(
         self,
-        network: Backbone,
+        network: Callable[..., dict[str, Tensor]],
         z: Tensor,
         t: Tensor,
         r: Tensor,
@@ -55,7 +63,8 @@ class VelocityEstimator(FieldEstimator):
         heads: Sequence[str] = ("main",),
     ) -> dict[str, Tensor]:
         """The velocities from ``r`` to ``t`` of the heads at ``z``: (B, C, H, W) float32 each."""
-        raise NotImplementedError
+        outputs = network(z, self.timed(condition, t, r), heads)
+        return {name: self.convert(output, z, t) for name, output in outputs.items()}
 
     def forward(
         self,
@@ -72,7 +81,7 @@ class VelocityEstimator(FieldEstimator):
             network: predicts images or velocities.
             z: (B, C, H, W) noisy data, float32.
             times: t and r of its rows.
-            condition: what the network is told beside times.
+            condition: without times.
             tangent: (B, C, H, W) dz/dt, along which ``z`` moves; no gradient.
             heads: ``main``, and ``auxiliary`` where its velocity is wanted.
         """
@@ -125,7 +134,7 @@ FeaturePart = Callable[[], tuple[Mapping[str, FeatureSets], Tensor | None]]
 
 
 class DriftEstimator(FieldEstimator):
-    """A drift of generated samples in feature space, towards real ones and away from each other (Drifting, spec 3)."""
+    """A drift of generated samples in feature space, to real ones and away from each other (docs/drifting.md, D5)."""
 
     #: Temperatures of the kernel, in units of the mean distance; a drift is a sum over them.
     temperatures: tuple[float, ...]
@@ -147,6 +156,6 @@ class DriftEstimator(FieldEstimator):
         """
         raise NotImplementedError
 
-    def survey(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
+    def batch_statistics(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
         """The statistics of a batch that is computed in parts; every part is called more than once."""
         raise NotImplementedError

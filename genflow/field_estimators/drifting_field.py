@@ -15,18 +15,18 @@ _SELF = 100.0
 
 @FIELD_ESTIMATORS.register_module()
 class DriftingField(PairwiseDrift):
-    """V = V+ - V-, the kernel exp(-distance / temperature) normalised over targets and over sources (spec 3).
+    """V = V+ - V-, exp(-distance / temperature) normalised over targets and sources (docs/drifting.md, D5 to D8).
 
     With ``attraction`` and ``repulsion`` of 1 it is anti-symmetric: it changes its sign when real and generated
     samples change places, so that it is zero where they have the same distribution.
 
     Args:
-        attraction, repulsion: factors a and b of a V+ - b V- (spec 11.1).
+        attraction, repulsion: factors a and b of a V+ - b V-, alpha and beta in D8.
         normalization: of the kernel: ``both`` takes the root of a softmax over targets times one over sources,
-            ``targets`` the first alone, ``none`` the kernel itself (spec 11.2).
+            ``targets`` the first alone, ``none`` the kernel itself (D7).
         floor: the least affinity of two points, after normalisation and before weights; the square root of the
             published 1e-6. The paper does not say what it is for the other normalisations, here the same.
-        further arguments: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
+        options: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class DriftingField(PairwiseDrift):
         repulsion: Size = 1.0,
         normalization: Literal["both", "targets", "none"] = "both",
         floor: Share = 1e-3,
-        **further,
+        **options,
     ):
-        super().__init__(**further)
+        super().__init__(**options)
         self.attraction = attraction
         self.repulsion = repulsion
         self.normalization = normalization

@@ -30,21 +30,14 @@ class InstantaneousVelocity(VelocityEstimator):
         self.prediction = prediction
         self.time_floor = time_floor
 
-    def velocity(
-        self,
-        network: Backbone,
-        z: Tensor,
-        t: Tensor,
-        r: Tensor,
-        condition: Condition,
-        heads: Sequence[str] = ("main",),
-    ) -> dict[str, Tensor]:
+    def timed(self, condition: Condition, t: Tensor, r: Tensor) -> Condition:
         """As in the contract; ``r`` is not looked at."""
-        outputs = network(z, replace(condition, time=t, duration=torch.zeros_like(t)), heads)
+        return replace(condition, time=t, duration=torch.zeros_like(t))
+
+    def convert(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         with full_precision(z.device):
-            if self.prediction == "v":
-                return {name: output.to(z.dtype) for name, output in outputs.items()}
-            return {name: self.conditional(z, output.to(z.dtype), t) for name, output in outputs.items()}
+            output = output.to(z.dtype)
+            return output if self.prediction == "v" else self.conditional(z, output, t)
 
     def forward(
         self,

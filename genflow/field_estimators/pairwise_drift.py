@@ -51,7 +51,7 @@ class PairwiseDrift(DriftEstimator):
 
     Distances are divided by their mean. The forces of every temperature are divided by their root mean square, and
     added. The mean distance and the mean squares are those of the global batch, all labels and positions of a
-    feature together (spec 3, steps 2 to 7).
+    feature together (docs/drifting.md, D6 to D9).
 
     Args:
         temperatures: of the kernel.
@@ -111,7 +111,7 @@ class PairwiseDrift(DriftEstimator):
         return Drift({name: losses[name] for name in features}, {name: found[name] for name in features})
 
     @torch.no_grad()
-    def survey(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
+    def batch_statistics(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
         def total(visit: Callable[[_Family], Tensor]) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
             for part in parts:

@@ -21,14 +21,14 @@ class SinkhornField(PairwiseDrift):
 
     Args:
         iterations: of Sinkhorn's algorithm, each one update of both potentials.
-        further arguments: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
+        options: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
     """
 
     # A single one has no independent ones.
     least_generated = 2
 
-    def __init__(self, iterations: Positive = 10, **further):
-        super().__init__(**further)
+    def __init__(self, iterations: Positive = 10, **options):
+        super().__init__(**options)
         self.iterations = iterations
 
     def sources(self, counts: Counts) -> int:

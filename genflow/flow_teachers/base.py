@@ -1,6 +1,7 @@
 """The contract of flow teachers: invertible maps from data to noise."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,10 @@ class FlowTeacher(nn.Module):
     num_classes: int
     blocks: int
     inverse_evaluations: int
-    #: Whether :meth:`update_prior` has anything to learn.
-    tracks_prior: bool = False
+
+    def repeated_layers(self) -> Sequence[nn.Module]:
+        """Its layers of equal form, which training may compile or checkpoint one by one."""
+        return ()
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Trajectory:
         """Map data (B, C, H, W) to noise."""
@@ -60,11 +63,8 @@ class FlowTeacher(nn.Module):
         """Turn standard normal noise (B, C, H, W) into a draw from the flow's prior."""
         return noise
 
-    def update_prior(self, z: Tensor) -> None:
-        """Let a flow with a learned prior see the latents (B, C, H, W) of a training step."""
-
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B,) log-density of x in nats under the standard normal prior (spec 1.4)."""
+        """(B,) log-density of x in nats under the standard normal prior (docs/biflow.md, B4)."""
         trajectory = self(x, labels)
         z = trajectory.latent.flatten(1)
         dimensions = z.shape[1]
@@ -72,7 +72,7 @@ class FlowTeacher(nn.Module):
         return log_prior + dimensions * trajectory.log_det
 
     def bits_per_dimension(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B,) bits per dimension of 8-bit data that was scaled to [-1, 1] (spec 1.4)."""
+        """(B,) bits per dimension of 8-bit data that was scaled to [-1, 1] (docs/biflow.md, B4)."""
         dimensions = math.prod(x.shape[1:])
         return (math.log(128) - self.log_prob(x, labels) / dimensions) / math.log(2)
 
@@ -83,5 +83,5 @@ class FlowTeacher(nn.Module):
             return torch.autograd.grad(self.log_prob(x, labels).sum(), x)[0]
 
     def denoise(self, x: Tensor, labels: Tensor | None, noise_std: float, multiplier: float = 1.0) -> Tensor:
-        """Tweedie's estimate x + multiplier * noise_std^2 * score(x) of the clean image (spec 1.8)."""
+        """Tweedie's estimate x + multiplier * noise_std^2 * score(x) of the clean image (docs/biflow.md, B10)."""
         return x + multiplier * noise_std**2 * self.score(x, labels)

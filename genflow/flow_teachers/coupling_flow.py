@@ -94,6 +94,9 @@ class CouplingFlow(FlowTeacher):
                 saturations.append((log_scale.detach().abs() > 0.99 * self.bound).to(x.dtype).mean())
         return Trajectory(states, log_dets, torch.stack(saturations).sum() / self.blocks)
 
+    def repeated_layers(self) -> list[nn.Module]:
+        return [coupling.network for coupling in self.couplings]
+
     @torch.no_grad()
     def inverse(self, z: Tensor, labels: Tensor | None = None, guidance: float | Tensor = 0.0) -> Tensor:
         """Map (B, C, 1, 1) noise to data exactly; ``guidance`` has no effect."""

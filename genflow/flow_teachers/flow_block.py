@@ -42,7 +42,7 @@ class FlowStyle:
 
 @dataclass(frozen=True)
 class GuidedInverse:
-    """How the exact inverse is guided (spec 1.7, 2.4).
+    """How the exact inverse is guided (docs/biflow.md, B8, B9).
 
     Args:
         scale: (B, 1) guidance scale w.
@@ -69,7 +69,7 @@ class GuidedInverse:
             new_log_scale = log_scale + scale * (log_scale - null_log_scale)
             new_shift = shift + scale * (shift - null_shift)
         else:
-            pull = scale * torch.exp(2 * (log_scale - null_log_scale).clamp(max=0))  # w s of spec 2.4
+            pull = scale * torch.exp(2 * (log_scale - null_log_scale).clamp(max=0))  # w s of B9
             precision = 1 + scale - pull  # relative to the labelled branch's
             new_log_scale = log_scale - 0.5 * precision.log()
             new_shift = ((1 + scale) * shift - pull * null_shift) / precision
@@ -77,7 +77,7 @@ class GuidedInverse:
 
 
 class FlowBlock(nn.Module):
-    """v = (u - shift) * exp(-log_scale), both predicted causally from earlier tokens (spec 1.2, 2.3).
+    """v = (u - shift) * exp(-log_scale), both predicted causally from earlier tokens (docs/biflow.md, B2).
 
     The class is added to every token, and the first token in block order passes unchanged, unless a start
     token precedes it. With prefix tokens instead, the class enters through the prefix, whose last output
@@ -164,7 +164,7 @@ class FlowBlock(nn.Module):
         return self.out(self.norm(hidden))[:, max(leading - 1, 0) :]
 
     def _affine(self, raw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Raw outputs to bounded (log_scale, shift), at least in float32 (spec 1.10)."""
+        """Raw outputs to bounded (log_scale, shift), at least in float32 (docs/biflow.md, B2)."""
         raw, bound = raw.to(dtype), self.style.bound
         if bound is not None:
             raw = raw.clamp(-bound, bound) if self.style.clip == "hard" else bound * torch.tanh(raw / bound)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
@@ -105,6 +106,7 @@ class TARFlow(FlowTeacher):
         )
         self.register_buffer("prior_variance", torch.ones(side * side, features))
         self.tracks_prior = not scaled
+        self._seen: list[Tensor] = []  # latents since the last update
         self.captured: CapturedInverse | None = None
 
     def _image(self, tokens: Tensor) -> Tensor:
@@ -119,19 +121,28 @@ class TARFlow(FlowTeacher):
             states.append(self._image(tokens))
             log_dets.append(log_det)
             saturations.append(saturation)
+        if self.tracks_prior and self.training:
+            self._seen.append(states[-1].detach())
         return Trajectory(states, log_dets, torch.stack(saturations).mean())
+
+    def repeated_layers(self) -> list[torch.nn.Module]:
+        return [layer for block in self.flow_blocks for layer in block.layers]
 
     def sample_prior(self, noise: Tensor) -> Tensor:
         """Scale standard normal noise by the tracked prior deviation (all ones unless ``scaled`` is off)."""
         return noise * self._image(self.prior_variance.sqrt().unsqueeze(0))
 
+    def after_update(self) -> None:
+        """Show the prior the latents of the whole update."""
+        if self._seen:
+            self.update_prior(torch.cat(self._seen))
+            self._seen.clear()
+
     @torch.no_grad()
     def update_prior(self, z: Tensor) -> None:
-        """Move the prior variance a tenth of the way to the global batch's mean square (spec 1.4)."""
+        """Move the prior variance a tenth of the way to the mean square of all processes' z (docs/biflow.md, B5)."""
         square = patchify(z, self.patch_size).square().mean(dim=0)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(square)
-            square /= torch.distributed.get_world_size()
+        all_reduce(square, op="mean")
         self.prior_variance.lerp_(square.to(self.prior_variance.dtype), 0.1)
 
     @torch.no_grad()

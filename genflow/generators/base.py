@@ -1,7 +1,8 @@
-"""Generators: the inference part of a method alone, noise and a Condition in, images out."""
+"""The contract of generators: the inference part of a method alone, noise and a Condition in, samples out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +10,18 @@ from torch import Tensor, nn
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
-from genflow.errors import UserError
+from genflow.errors import UserError, reason
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Generator(nn.Module):
     """Maps noise to samples; what a run saves, what is sampled, and what FLOPs are counted on.
 
     Args:
-        network: the trained module; its weights are the artifact of a run.
+        network: the trained module; its weights are the artifact of a run. It says ``image_shape`` and
+            ``num_classes``, and its ``style_codes`` if samples have any.
         codec: decodes samples to images; its weights are not part of the artifact.
-        noise_shape: (C, H, W) of one sample's noise.
-        num_classes: classes; 0 for an unconditional generator.
         default_guidance: the scale used when none is asked for.
     """
 
@@ -29,34 +31,49 @@ class Generator(nn.Module):
     lowest_guidance: float = float("-inf")
     #: Parts of the network that may each have a guidance scale of their own.
     guided_groups: int = 1
-    #: Codebooks, and entries of each, from which every sample draws a style; see ``Backbone.style_codes``.
-    style_codes: tuple[int, int] = (0, 0)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        codec: Codec,
-        noise_shape: tuple[int, int, int],
-        num_classes: int,
-        default_guidance: float = 0.0,
-    ):
+    def __init__(self, network: nn.Module, codec: Codec, default_guidance: float = 0.0):
         super().__init__()
         self.network = network
         self.codec = codec
-        self.noise_shape = noise_shape
-        self.num_classes = num_classes
         self.default_guidance = default_guidance
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample and of its noise."""
+        return self.network.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0 for an unconditional generator."""
+        return self.network.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """(B, *noise_shape) standard normal noise to (B, *latent_shape) samples in the codec's space."""
         raise NotImplementedError
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
-        """A computation with the multiply-adds of one :meth:`forward`, quick to trace."""
-        return self(noise, condition)
+    def evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
+        """One evaluation of the network, which is also what is counted; :attr:`nfe` says how many a sample takes."""
+        raise NotImplementedError
 
-    def condition(self, labels: Tensor, guidance: float | Sequence[float] | None = None) -> Condition:
-        """The condition of a batch with (B,) labels; ``guidance`` and errors as in :meth:`sample`."""
+    def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
+        """The condition of a batch.
+
+        Args:
+            labels: (B,) class labels; ``num_classes`` for "no class".
+            guidance: one scale, or one for each group of the network, in the order of the flow's states that they
+                face; (B,) scales as they are; None takes the default.
+
+        Raises:
+            UserError: a scale below ``lowest_guidance``, or the wrong number of them.
+        """
+        if isinstance(guidance, Tensor):
+            return Condition(labels=labels, guidance=guidance)
         given = self.default_guidance if guidance is None else guidance
         scales = [given] if isinstance(given, (int, float)) else list(given)
         for scale in scales:
@@ -67,6 +84,33 @@ class Generator(nn.Module):
             raise UserError(f"guidance: found {len(scales)} scales, expected 1{more}")
         columns = torch.tensor(scales, dtype=torch.float32, device=labels.device).expand(len(labels), -1)
         return Condition(labels=labels, guidance=columns[:, 0] if len(scales) == 1 else columns)
+
+    def draw(
+        self,
+        draws: Draws,
+        labels: Tensor,
+        guidance: float | Sequence[float] | Tensor | None = None,
+        prefix: str = "sampling ",
+    ) -> tuple[Tensor, Condition]:
+        """Draw what samples are made of.
+
+        Args:
+            draws: (N,); each gives noise and style to one sample, or to equally many that follow each other.
+            labels: (B,) class labels, B a multiple of N.
+            guidance: as in :meth:`condition`, which says what it raises.
+            prefix: of the names of the random streams; training has draws of its own.
+
+        Returns:
+            (B, *noise_shape) noise, and the condition with style codes where the network wants any.
+        """
+        count = len(labels) // len(draws)
+        noise = draws.normal(f"{prefix}noise", (count, *self.noise_shape)).flatten(0, 1)
+        condition = self.condition(labels, guidance)
+        codebooks, entries = getattr(self.network, "style_codes", (0, 0))
+        if codebooks:
+            style = draws.integers(f"{prefix}style", entries, (count, codebooks)).flatten(0, 1)
+            condition = replace(condition, style=style)
+        return noise, condition
 
     def set_sampling(self, steps: int | None = None, interval: Sequence[float] | None = None) -> None:
         """Change how samples are made.
@@ -82,10 +126,23 @@ class Generator(nn.Module):
             if value is not None:
                 raise UserError(f"{name}: found {value}, expected none: a {type(self).__name__} has no {name}")
 
+    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
+        """Make evaluations faster from now on, on the device where the network is, at the price of exactness.
+
+        Args:
+            precision: what the network's weights are cast to, and its products are computed in.
+            compile: compile the evaluation.
+
+        Raises:
+            UserError: this generator has no such form.
+        """
+        if compile or precision != "float32":
+            raise UserError(f"--precision and --compile: a {type(self).__name__} has no fast form")
+
     @torch.no_grad()
     def sample(
         self,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         seed: int,
         guidance: float | Sequence[float] | None = None,
         first_index: int = 0,
@@ -98,8 +155,7 @@ class Generator(nn.Module):
         Args:
             labels: (B,) class labels; ``num_classes`` for "no class".
             seed: seed of the noise.
-            guidance: scale for the whole batch, or one for each group of the network, in the order of the
-                flow's states that they face; None takes the generator's default.
+            guidance: as in :meth:`condition`.
             first_index: number of the first image.
             decode: decode to pixels; otherwise return the codec's space.
 
@@ -107,18 +163,34 @@ class Generator(nn.Module):
             (B, C, H, W) images in [-1, 1], or undecoded samples.
 
         Raises:
-            UserError: ``guidance`` is below ``lowest_guidance`` or has the wrong number of scales, or a sample is
-                not finite.
+            UserError: as :meth:`condition`, or a sample is not finite.
         """
+        labels = torch.as_tensor(labels, device=self.device)
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
-        draws = Draws(seed, positions)
-        noise = draws.normal("sampling noise", self.noise_shape)
-        condition = self.condition(labels, guidance)
-        codebooks, entries = self.style_codes
-        if codebooks:
-            condition = replace(condition, style=draws.integers("sampling style", entries, (codebooks,)))
-        samples = self(noise, condition)
+        samples = self(*self.draw(Draws(seed, positions), labels, guidance))
         if not samples.isfinite().all():  # clipping would hide infinite ones
             last = first_index + len(labels) - 1
             raise UserError(f"the generator returned samples that are not finite among images {first_index} to {last}")
         return self.codec.decode(samples).clamp(-1, 1) if decode else samples
+
+
+def cast_weights(module: nn.Module, precision: Precision) -> None:
+    """Cast parameters in place; buffers, such as rotary angles and a flow's statistics, stay as they are."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(getattr(torch, precision))
+
+
+def compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """``function`` compiled for one batch size after the other, on a GPU as CUDA graphs.
+
+    It raises UserError if torch.compile fails, which shows at the first call.
+    """
+    fast = torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+
+    def call(*inputs: Any) -> Tensor:
+        try:
+            return fast(*inputs).clone()  # the next replay of a CUDA graph overwrites its output
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UserError(f"--compile: torch.compile failed: {reason(error)}") from error
+
+    return call

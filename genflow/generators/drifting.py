@@ -1,5 +1,6 @@
-"""The generator of Drifting: one pass, told a scale of at least 1 and random style codes."""
+"""The generator of Drifting: one pass under a scale of at least 1 and random style codes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -29,12 +30,9 @@ class DriftingGenerator(OnePassGenerator):
             raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")
         super().__init__(network, codec, default_guidance)
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
-        return self.network(noise, self.told(condition))["main"]
-
-    def told(self, condition: Condition) -> Condition:
-        """The condition, with the times of one step from noise to data for a backbone that wants times."""
-        ones = condition.guidance.new_ones(len(condition.labels))
+    def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
+        """As in the contract, with the times of one step from noise to data for a backbone that wants times."""
+        condition = super().condition(labels, guidance)
+        ones = condition.guidance.new_ones(len(labels))
         times = {"time": ones, "duration": ones, "interval": ones.unsqueeze(1) * ones.new_tensor([0.0, 1.0])}
-        wanted = {name: value for name, value in times.items() if name in self.network.uses}
-        return replace(condition, **wanted) if wanted else condition
+        return replace(condition, **{name: value for name, value in times.items() if name in self.network.uses})

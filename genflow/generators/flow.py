@@ -4,8 +4,9 @@ from torch import Tensor
 
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
+from genflow.errors import UserError
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generators.base import Generator
+from genflow.generators.base import Generator, Precision, cast_weights
 
 
 class FlowGenerator(Generator):
@@ -13,13 +14,14 @@ class FlowGenerator(Generator):
 
     Args:
         network: the flow.
-        codec: as in :class:`Generator`.
+        codec: as in :class:`~genflow.generators.base.Generator`.
         noise_std: standard deviation of the noise the flow was trained with; 0 leaves out the score step.
-        default_guidance: as in :class:`Generator`; the published evaluation anneals it over the tokens.
+        default_guidance: as in :class:`~genflow.generators.base.Generator`; the published evaluation anneals it over
+            the tokens.
     """
 
     def __init__(self, network: FlowTeacher, codec: Codec, noise_std: float, default_guidance: float = 0.0):
-        super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        super().__init__(network, codec, default_guidance)
         self.noise_std = noise_std
         self.nfe = network.inverse_evaluations + (1 if noise_std else 0)
 
@@ -29,10 +31,19 @@ class FlowGenerator(Generator):
         noisy = self.network.inverse(self.network.sample_prior(noise), labels, guidance)
         return self.network.denoise(noisy, labels, self.noise_std) if self.noise_std else noisy
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+    def evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
         """One forward pass of the flow.
 
         The cached inverse runs every token through every layer once, as the forward pass does. Guidance
-        (a second branch) and the score step (one more forward and its backward) are not counted.
+        (a second branch) and the score step (one more forward and its backward) are not in it.
         """
         return self.network(noise, condition.labels if self.num_classes else None).latent
+
+    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
+        """As in the contract; compiled, the inverse is recorded as CUDA graphs. The flow keeps float32 tokens."""
+        if precision != "float32":
+            cast_weights(self.network, precision)
+        if compile:
+            if not hasattr(self.network, "capture"):
+                raise UserError(f"--compile: the inverse of a {type(self.network).__name__} cannot be compiled")
+            self.network.capture()

@@ -1,7 +1,6 @@
 """Generators of reverse models: one pass, or two that are guided."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +9,16 @@ from genflow.backbones.base import Backbone, GroupedBackbone
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generators.base import Generator
+from genflow.generators.base import Generator, Precision, cast_weights, compiled
 
 
 class OnePassGenerator(Generator):
     """A backbone applied once; scale 0 means no guidance.
 
     Args:
-        network, codec, default_guidance: as in :class:`Generator`.
+        network, codec, default_guidance: as in :class:`~genflow.generators.base.Generator`.
         denoiser: a flow whose score step removes the noise that the backbone's samples hold; None for samples
-            that are clean already.
+            that are clean already. It is not counted, nor made faster.
         noise_std: standard deviation of that noise.
     """
 
@@ -33,52 +32,75 @@ class OnePassGenerator(Generator):
         denoiser: FlowTeacher | None = None,
         noise_std: float = 0.0,
     ):
-        super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        super().__init__(network, codec, default_guidance)
         self.denoiser = denoiser
         self.noise_std = noise_std
         self.nfe = type(self).nfe + (0 if denoiser is None else 1)
-        self.style_codes = network.style_codes
         if isinstance(network, GroupedBackbone):
             self.guided_groups = network.groups
+        self._precision = torch.float32
+        self._run = self._evaluate
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        samples = self.counted(noise, condition)
+        samples = self.evaluate(noise, condition)
         if self.denoiser is None:
             return samples
         return self.denoiser.denoise(samples, condition.labels if self.denoiser.num_classes else None, self.noise_std)
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
-        """The backbone's pass; a score step (one more forward and its backward) is not counted."""
+    def evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
+        """The backbone's pass."""
+        if self._precision == torch.float32:
+            return self._run(noise, condition)
+        return self._run(noise.to(self._precision), condition).float()
+
+    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
+        if precision != "float32":
+            cast_weights(self.network, precision)
+            self._precision = getattr(torch, precision)
+        if compile:
+            self._run = compiled(self._evaluate, self.device)
+
+    def _evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
         return self.network(noise, condition)["main"]
 
 
 class TwoPassGenerator(OnePassGenerator):
-    """Ordinary guidance: the backbone with and without class, (1 + w) * labelled - w * null (spec 3.6).
+    """Ordinary guidance: the backbone with and without class, (1 + w) * labelled - w * null (docs/biflow.md, B16).
 
     The two branches run in one batch. At scale 0 everywhere the null branch is left out.
 
     Args:
+        network, codec, default_guidance, denoiser, noise_std: as in :class:`OnePassGenerator`.
         per_group: guide the state after every group of a grouped backbone, both branches on the same guided
             input; otherwise the sample.
-        further arguments: as in :class:`OnePassGenerator`.
+
+    Raises:
+        ValueError: the backbone has no groups to guide.
     """
 
     nfe = 2
 
-    def __init__(self, network: Backbone, codec: Codec, *further: Any, per_group: bool = False, **options: Any):
-        super().__init__(network, codec, *further, **options)
+    def __init__(
+        self,
+        network: Backbone,
+        codec: Codec,
+        default_guidance: float = 0.0,
+        denoiser: FlowTeacher | None = None,
+        noise_std: float = 0.0,
+        per_group: bool = False,
+    ):
+        super().__init__(network, codec, default_guidance, denoiser, noise_std)
         if per_group and not isinstance(network, GroupedBackbone):
             raise ValueError(f"{type(network).__name__} has no groups to guide")
         self.per_group = per_group
         self.guided_groups = network.groups if per_group else 1
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
+    def _evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
         network, scale = self.network, condition.guidance
         plain = replace(condition, guidance=torch.zeros_like(condition.labels, dtype=noise.dtype))
         if not noise.is_meta and not scale.any():
             return network(noise, plain)["main"]
-        null = plain.unlabelled(self.num_classes)
-        both = Condition(labels=torch.cat([plain.labels, null.labels]), guidance=plain.guidance.repeat(2))
+        both = plain.joined(plain.unlabelled(self.num_classes))
         if not self.per_group:
             return _extrapolate(network(noise.repeat(2, 1, 1, 1), both)["main"], scale)
         state = network.embed(noise)

@@ -1,6 +1,7 @@
 """Generators that follow a velocity from noise to data."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.errors import UserError
 from genflow.field_estimators.base import VelocityEstimator
-from genflow.generators.base import Generator
+from genflow.generators.base import Generator, Precision, cast_weights, compiled
 
 Interval = tuple[float, float]
 
@@ -46,7 +47,7 @@ class VelocityGenerator(Generator):
     ):
         if codec.latent_shape != network.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")
-        super().__init__(network, codec, network.image_shape, network.num_classes, default_guidance)
+        super().__init__(network, codec, default_guidance)
         if default_guidance < 1:
             raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")
         if not guided and default_guidance != 1:
@@ -54,6 +55,8 @@ class VelocityGenerator(Generator):
         self.field = field
         self.noise_scale = noise_scale
         self.guided = guided
+        self._precision = torch.float32
+        self._run = self._evaluate
         self.set_sampling(steps, default_interval)
 
     def set_sampling(self, steps: int | None = None, interval: Sequence[float] | None = None) -> None:
@@ -67,16 +70,12 @@ class VelocityGenerator(Generator):
                 raise UserError(f"interval: found {start:g} {end:g}, expected two times with 0 <= start <= end <= 1")
             self.interval = (float(start), float(end))
 
-    def condition(self, labels: Tensor, guidance: float | Sequence[float] | None = None) -> Condition:
-        if guidance is not None and not self.guided and guidance not in (1, [1]):
+    def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
+        """As in the contract, with the guidance interval."""
+        if not self.guided and guidance is not None and guidance not in (1, [1]):
             raise UserError(f"guidance: found {guidance}, expected none: this model was not trained with a scale")
-        return self.told(labels, super().condition(labels, guidance).guidance)
-
-    def told(self, labels: Tensor, scale: Tensor | None = None) -> Condition:
-        """The condition of (B,) labels and (B,) scales, 1 where none are given, with the interval."""
-        scale = torch.ones(len(labels), device=labels.device) if scale is None else scale
         interval = torch.tensor(self.interval, device=labels.device).expand(len(labels), 2)
-        return Condition(labels=labels, guidance=scale, interval=interval)
+        return replace(super().condition(labels, guidance), interval=interval)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         z = self.noise_scale * noise
@@ -88,21 +87,34 @@ class VelocityGenerator(Generator):
         """Go from time ``t`` to ``r`` < t."""
         raise NotImplementedError
 
-    def counted(self, noise: Tensor, condition: Condition) -> Tensor:
-        """One evaluation of the network; :attr:`nfe` says how many there are."""
-        told = self.told(condition.labels, condition.guidance)
-        return self.velocity(noise, 1.0, 0.0, told)
+    def evaluate(self, z: Tensor, condition: Condition, t: float = 1.0, r: float = 0.0) -> Tensor:
+        """The network's velocity from time ``r`` to ``t`` at (B, *noise_shape) ``z``, that of one step by default."""
+        # Tensors, so that a compiled evaluation serves every step.
+        times = (z.new_full((len(z),), time, dtype=torch.float32) for time in (t, r))
+        return self._run(z, condition, *times)
 
-    def velocity(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
-        """The network's velocity from ``r`` to ``t``."""
-        ones = z.new_ones(len(z), dtype=torch.float32)
-        return self.field.velocity(self.network, z, t * ones, r * ones, condition)["main"]
+    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
+        if precision != "float32":
+            cast_weights(self.network, precision)
+            self._precision = getattr(torch, precision)
+        if compile:
+            self._run = compiled(self._evaluate, self.device)
+
+    def _evaluate(self, z: Tensor, condition: Condition, t: Tensor, r: Tensor) -> Tensor:
+        return self.field.velocity(self._network, z, t, r, condition)["main"]
+
+    def _network(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
+        """The network in the precision of its weights; velocities are computed in float32."""
+        if self._precision == torch.float32:
+            return self.network(x, condition, heads)
+        outputs = self.network(x.to(self._precision), condition, heads)
+        return {name: output.float() for name, output in outputs.items()}
 
 
 class AverageVelocityGenerator(VelocityGenerator):
-    """Follows an average velocity; one step is one evaluation and gives the predicted image (pMF, spec 11).
+    """Follows an average velocity; one step is one evaluation and gives the predicted image (docs/pmf.md, P14).
 
-    Scale and interval are told to the network, which was trained to know what they do.
+    Scale and interval are inputs of the network, which was trained to know what they do.
     """
 
     @property
@@ -111,19 +123,33 @@ class AverageVelocityGenerator(VelocityGenerator):
         return self.steps
 
     def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
-        return z - (t - r) * self.velocity(z, t, r, condition)
+        return z - (t - r) * self.evaluate(z, condition, t, r)
 
 
 class InstantaneousVelocityGenerator(VelocityGenerator):
     """Integrates an instantaneous velocity; guidance inside the interval takes two evaluations in one batch.
 
     Args:
+        network, field, codec, noise_scale, default_guidance, default_interval, steps: as in
+            :class:`VelocityGenerator`.
         solver: ``euler``, or ``heun`` with a second evaluation in every step but the last (JiT).
-        further arguments: as in :class:`VelocityGenerator`.
+
+    Raises:
+        ValueError: as :class:`VelocityGenerator`.
     """
 
-    def __init__(self, *further, solver: Literal["euler", "heun"] = "heun", **options):
-        super().__init__(*further, **options)
+    def __init__(
+        self,
+        network: Backbone,
+        field: VelocityEstimator,
+        codec: Codec,
+        noise_scale: float,
+        default_guidance: float = 1.0,
+        default_interval: Interval = (0.0, 1.0),
+        steps: int = 1,
+        solver: Literal["euler", "heun"] = "heun",
+    ):
+        super().__init__(network, field, codec, noise_scale, default_guidance, default_interval, steps)
         self.solver = solver
 
     @property
@@ -142,8 +168,8 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
         scale = condition.guidance
         start, end = self.interval
         if not start <= t <= end or not self.num_classes or not (scale > 1).any():
-            return self.velocity(z, t, t, condition)
-        null = condition.unlabelled(self.num_classes)
-        both = self.told(torch.cat([condition.labels, null.labels]))
-        with_class, without = self.velocity(z.repeat(2, 1, 1, 1), t, t, both).chunk(2)
+            return self.evaluate(z, condition, t, t)
+        plain = replace(condition, guidance=torch.ones_like(scale))
+        both = plain.joined(plain.unlabelled(self.num_classes))
+        with_class, without = self.evaluate(z.repeat(2, 1, 1, 1), both, t, t).chunk(2)
         return without + scale.view(-1, 1, 1, 1) * (with_class - without)

@@ -15,12 +15,15 @@ class Guidance(nn.Module):
     """What training does for guidance; the families have different inputs."""
 
     kind = "guidance"
-    #: Share of samples that lose their label.
-    label_drop: float
+
+
+def drop_labels(labels: Tensor, share: float, no_class: int, draws: Draws) -> Tensor:
+    """(B,) labels, each replaced by ``no_class`` with probability ``share``."""
+    return torch.where(draws.uniform("label drop") < share, no_class, labels)
 
 
 def power_law(uniform: Tensor, low: float, high: float, power: float) -> Tensor:
-    """Numbers in (0, 1) to scales in [low, high] whose density falls as scale^-power (iMF; Drifting, spec 7.3)."""
+    """Numbers in (0, 1) to scales in [low, high] whose density falls as scale^-power (docs/pmf.md, P6)."""
     if power == 1:
         return low * (high / low) ** uniform
     rest = 1 - power
@@ -30,6 +33,8 @@ def power_law(uniform: Tensor, low: float, high: float, power: float) -> Tensor:
 class ReverseGuidance(Guidance):
     """Guidance of a reverse model: losses see what its outputs imply without guidance (BiFlow)."""
 
+    #: Share of samples that lose their label.
+    label_drop: float
     #: Whether the model learns to output guided quantities, so that one pass samples at any scale and losses
     #: see what :meth:`recover` returns; otherwise sampling takes two passes.
     in_training: bool = True
@@ -40,7 +45,7 @@ class ReverseGuidance(Guidance):
 
     def drop_labels(self, labels: Tensor, num_classes: int, draws: Draws) -> Tensor:
         """(B,) labels, a share of ``label_drop`` replaced by ``num_classes``, "no class"."""
-        return torch.where(draws.uniform("label drop") < self.label_drop, num_classes, labels)
+        return drop_labels(labels, self.label_drop, num_classes, draws)
 
     def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
         """The unguided quantity that a guided one and its null branch imply.
@@ -82,15 +87,17 @@ OwnVelocity = Callable[[Tensor, Condition], Tensor]
 class VelocityGuidance(Guidance):
     """Guidance of a velocity model: the target is guided by the model's own velocities (MeanFlow, iMF, pMF)."""
 
-    #: Condition fields by which the model is told the guidance that its output has.
-    tells: tuple[str, ...] = ()
+    #: Share of samples that lose their label.
+    label_drop: float
+    #: Condition fields that say which guidance the model's output has; empty if it always has the same.
+    condition_fields: tuple[str, ...] = ()
 
     def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
         """Labels, and scale (B,) and interval (B, 2) as drawn for training."""
         raise NotImplementedError
 
     def dropped(self, draws: Draws, equal: Tensor) -> Tensor:
-        """The rows of a global batch that lose their label (pMF, spec 5, rule 7).
+        """The rows of a global batch that lose their label (docs/pmf.md, P6).
 
         As many as uniform numbers lie below ``label_drop``; rows with r = t come first, for "no class" needs no
         other times.
@@ -136,7 +143,6 @@ class NegativeGuidance(Guidance):
     Where attraction and repulsion balance, the model follows a p(x|c) - (a - 1) p(x) for the scale a.
     """
 
-    label_drop = 0.0
     #: Real samples of any class per label, N.
     negatives: int
 

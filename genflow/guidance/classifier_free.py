@@ -1,4 +1,4 @@
-"""Ordinary classifier-free guidance: two passes at sampling (Ho and Salimans, arXiv 2207.12598; BiFlow, spec 3.6)."""
+"""Ordinary classifier-free guidance: two passes at sampling (arXiv 2207.12598; docs/biflow.md, B16)."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class ClassifierFreeGuidance(ReverseGuidance):
         self.label_drop = label_drop
 
     def draw(self, draws: Draws) -> Tensor:
-        """Zeros: the model is not told a scale."""
+        """Zeros: the scale is no input of the model."""
         return torch.zeros(len(draws), device=draws.positions.device)
 
     def recover(self, guided: Tensor, null: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Guidance of one fixed scale, mixed from three velocities (MeanFlow, arXiv 2505.13447; pMF, spec 14)."""
+"""Guidance of one fixed scale, mixed from three velocities (MeanFlow, arXiv 2505.13447; docs/pmf.md, P7)."""
 
 import torch
 
@@ -14,7 +14,7 @@ from genflow.time_samplers.base import Times
 class FixedMixture(VelocityGuidance):
     """v_g = w v_t + (1 - w - k) v_null + k v_c where t lies in the interval, v_t elsewhere; also the tangent.
 
-    The effective scale is w / (1 - k). The model is told nothing, so samples always have this guidance.
+    The effective scale is w / (1 - k). The model has no input for it, so samples always have this guidance.
 
     Args:
         scale: w.

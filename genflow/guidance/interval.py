@@ -1,4 +1,4 @@
-"""Guidance with a random scale inside a random interval of time, both told to the model (iMF; pMF, spec 5 and 6)."""
+"""Guidance with a random scale inside a random interval of time, both inputs of the model (docs/pmf.md, P6, P7)."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class IntervalGuidance(VelocityGuidance):
         label_drop: share of samples that lose their label.
     """
 
-    tells = ("guidance", "interval")
+    condition_fields = ("guidance", "interval")
 
     def __init__(self, max_scale: Size = 7.0, power: float = 1.0, interval: bool = True, label_drop: Share = 0.1):
         super().__init__()
@@ -66,21 +66,13 @@ class IntervalGuidance(VelocityGuidance):
         if not needed_rows_only:
             drawn = Condition(labels=condition.labels, guidance=condition.guidance, interval=interval)
             every = torch.arange(len(scale), device=scale.device)
-            guiding, without = own(every.repeat(2), _joined(drawn, null)).chunk(2)
+            guiding, without = own(every.repeat(2), drawn.joined(null)).chunk(2)
             return GuidedTarget(conditional + share * (guiding - without), own(every, labelled))
         # Inside the interval the tangent is the target's velocity with class; where r = t the trained pass has it.
         first = (~times.equal).nonzero().flatten()
         second = ((scale > 1) & ~dropped).nonzero().flatten()
-        velocities = own(torch.cat([first, second]), _joined(labelled.rows(first), null.rows(second)))
+        velocities = own(torch.cat([first, second]), labelled.rows(first).joined(null.rows(second)))
         with_class, without = torch.zeros_like(conditional), torch.zeros_like(conditional)
         with_class[first], without[second] = velocities.split([len(first), len(second)])
         own_share = share * times.equal.view(-1, 1, 1, 1)
         return GuidedTarget(conditional + share * (with_class - without), with_class, own_share)
-
-
-def _joined(one: Condition, other: Condition) -> Condition:
-    return Condition(
-        labels=torch.cat([one.labels, other.labels]),
-        guidance=torch.cat([one.guidance, other.guidance]),
-        interval=torch.cat([one.interval, other.interval]),
-    )

@@ -1,4 +1,4 @@
-"""Guidance by mixing real samples of any class into what repels (Drifting, spec 7.3)."""
+"""Guidance by mixing real samples of any class into what repels (docs/drifting.md, D15)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Classifier-free guidance moved into training (BiFlow, spec 3.6)."""
+"""Classifier-free guidance moved into training (docs/biflow.md, B17)."""
 
 import math
 

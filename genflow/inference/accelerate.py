@@ -1,18 +1,10 @@
 """Faster generators, at the price of exactness."""
 
-from collections.abc import Callable
-from typing import Any, Literal
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genflow.errors import UserError, reason
-from genflow.generators.base import Generator
-from genflow.generators.flow import FlowGenerator
-from genflow.generators.reverse import OnePassGenerator
-from genflow.generators.velocity import VelocityGenerator
-
-Precision = Literal["float32", "bfloat16"]
+from genflow.codecs.base import Codec
+from genflow.generators.base import Generator, Precision, cast_weights
 
 
 def accelerate(
@@ -21,10 +13,10 @@ def accelerate(
     compile: bool = False,
     decode_precision: Precision = "float32",
 ) -> Generator:
-    """Make a generator that lies on its device faster, in place, at the price of exactness.
+    """Make a generator that lies on its device faster, in place.
 
-    Noise and samples stay float32. So do buffers, such as rotary angles, a flow's affine maps (spec 1.10), and the
-    score step after a backbone.
+    Noise and samples stay float32. So do buffers, such as rotary angles, a flow's affine maps, and the score step
+    after a backbone.
 
     Args:
         generator: one pass or more through a backbone, or a flow.
@@ -38,54 +30,33 @@ def accelerate(
         UserError: the generator is of another sort, or does not compile; torch.compile fails only when a compiled
             generator is first called.
     """
-    one_pass = isinstance(generator, OnePassGenerator)
-    known = (OnePassGenerator, VelocityGenerator, FlowGenerator)
-    if (compile or precision != "float32") and not isinstance(generator, known):
-        raise UserError(f"--precision and --compile: a {type(generator).__name__} has no fast form")
-    if precision != "float32":
-        _cast(generator.network, precision)
-        if one_pass:  # a flow takes float32 tokens and casts them where it may
-            generator.counted = _in_precision(generator.counted, precision)
-        elif isinstance(generator, VelocityGenerator):
-            generator.network.forward = _outputs_in_precision(generator.network.forward, precision)
-    if compile and one_pass:
-        generator.counted = _compiled(generator.counted, next(generator.network.parameters()).device)
-    elif compile and isinstance(generator, VelocityGenerator):
-        generator.velocity = _compiled(generator.velocity, next(generator.network.parameters()).device)
-    elif compile:
-        if not hasattr(generator.network, "capture"):
-            raise UserError(f"--compile: the inverse of a {type(generator.network).__name__} cannot be compiled")
-        generator.network.capture()
+    generator.accelerate(precision, compile)
     if decode_precision != "float32":
-        _cast(generator.codec, decode_precision)
-        generator.codec.decode = _in_precision(generator.codec.decode, decode_precision)
+        generator.codec = LowPrecisionCodec(generator.codec, decode_precision)
     return generator
 
 
-def _cast(module: nn.Module, precision: Precision) -> None:
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(getattr(torch, precision))
+class LowPrecisionCodec(Codec):
+    """Another codec, whose weights are cast and which decodes in their precision to float32 images.
 
+    Args:
+        codec: decodes; its weights are cast in place.
+        precision: what to.
+    """
 
-def _in_precision(function: Callable[..., Tensor], precision: Precision) -> Callable[..., Tensor]:
-    """``function`` with its first argument cast, and float32 results."""
-    return lambda first, *others: function(first.to(getattr(torch, precision)), *others).float()
+    def __init__(self, codec: Codec, precision: Precision):
+        super().__init__()
+        cast_weights(codec, precision)
+        self.codec = codec
+        self.precision = getattr(torch, precision)
+        self.latent_shape = codec.latent_shape
+        self.can_decode = codec.can_decode
 
+    def encode(self, images: Tensor) -> Tensor:
+        return self.codec.encode(images.to(self.precision)).float()
 
-def _outputs_in_precision(function: Callable[..., dict[str, Tensor]], precision: Precision) -> Callable:
-    """As :func:`_in_precision`, for the outputs of a backbone's heads."""
-    return lambda first, *others: {
-        name: output.float() for name, output in function(first.to(getattr(torch, precision)), *others).items()
-    }
+    def normalize(self, latents: Tensor) -> Tensor:
+        return self.codec.normalize(latents)
 
-
-def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    compiled = torch.compile(function, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
-
-    def call(*inputs: Any) -> Tensor:
-        try:
-            return compiled(*inputs).clone()  # the next replay of a CUDA graph overwrites its output
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise UserError(f"--compile: torch.compile failed: {reason(error)}") from error
-
-    return call
+    def decode(self, samples: Tensor) -> Tensor:
+        return self.codec.decode(samples.to(self.precision)).float()

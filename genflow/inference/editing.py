@@ -1,14 +1,19 @@
-"""Editing without training: pictures go to noise by BiFlow's flow and come back by its generator (spec 3.8)."""
+"""Editing without training: pictures go to noise by a flow, and back by a generator (docs/biflow.md, B18, B19)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor
 
 from genflow.codecs.base import Codec
+from genflow.config.graph import ComponentGraph
 from genflow.draws import Draws
 from genflow.errors import UserError
+from genflow.flow_teachers.base import FlowTeacher
+from genflow.inference.read_images import read_dataset, read_images
 from genflow.methods.base import Method
 
 #: What the hole of a picture is filled with before it is encoded.
@@ -98,7 +103,8 @@ def inpaint(
         filling = (clean * known).sum((-2, -1), keepdim=True) / known.sum((-2, -1), keepdim=True).clamp(min=1)
     latent = _encode_normalized(method, torch.where(known, clean, filling), labels, draws)
     patches = reduce_mask(known, clean.shape[-1] // patch_size)
-    kept = patches.repeat_interleave(patch_size, -2).repeat_interleave(patch_size, -1)
+    pixels = "... rows columns -> ... (rows row) (columns column)"
+    kept = repeat(patches, pixels, row=patch_size, column=patch_size)
     noise = draws.normal("sampling noise", clean.shape[1:])
     return _generate(method, torch.where(kept, latent, noise), labels, guidance)
 
@@ -116,7 +122,8 @@ def reduce_mask(mask: Tensor, side: int) -> Tensor:
     """
     if mask.shape[-2] % side or mask.shape[-1] % side:
         raise ValueError(f"a mask of {tuple(mask.shape[-2:])} does not divide into {side} x {side} cells")
-    return mask.unflatten(-1, (side, -1)).unflatten(-3, (side, -1)).all(-1).all(-2)
+    cells = "... (rows row) (columns column) -> ... rows columns"
+    return reduce(mask, cells, "all", rows=side, columns=side)
 
 
 @torch.no_grad()
@@ -126,34 +133,133 @@ def pixel_shape(codec: Codec) -> tuple[int, int, int]:
     return tuple(codec.decode(torch.zeros(1, *codec.latent_shape, device=device)).shape[1:])
 
 
-@torch.no_grad()
-def edit_in_batches(
-    codec: Codec,
-    images: Tensor,
-    edit: Callable[[Tensor, Tensor], Tensor],
-    stored: bool,
-    batch_size: int,
-    device: torch.device | str,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Edit many pictures, a batch at a time.
+def require_flow(method: Method, source: object) -> None:
+    """See that pictures can be edited with a method.
+
+    Raises:
+        UserError: it has no flow to encode them with; names ``source``.
+    """
+    if not isinstance(getattr(method, "teacher", None), FlowTeacher):
+        name = type(method).__name__
+        raise UserError(f"{source}: a run of {name} has no teacher; editing needs a run of BiFlow")
+
+
+def check_classes(classes: int, asked: Mapping[str, Sequence[int]], least: int = 0) -> None:
+    """Check the classes that command-line options name.
 
     Args:
-        codec: the generator's, on ``device``.
+        classes: of the generator.
+        asked: classes by option.
+        least: the smallest that is allowed; -1 where "no class" is one.
+
+    Raises:
+        UserError: the generator has no such class, or none at all.
+    """
+    for option, labels in asked.items():
+        for label in labels:
+            if not classes:
+                raise UserError(f"{option}: the generator has no classes")
+            if not least <= label < classes:
+                raise UserError(f"{option}: found {label}, expected 0 to {classes - 1}")
+
+
+def load_pictures(
+    method: Method, graph: ComponentGraph, files: Sequence[Path], num: int | None, label: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What is to be edited.
+
+    Args:
+        method: of the run.
+        graph: its recipe.
+        files: pictures and archives (see :func:`~genflow.inference.read_images.read_images`); none for the recipe's
+            data set.
+        num: how many, the first ones; None for all files, or 16 of a data set.
+        label: of this class alone; None for all.
+
+    Returns:
+        (N, C, H, W) pixels in [-1, 1] of files, or images as the data set stores them; (N,) labels, -1 where unknown,
+        0 for a model without classes.
+
+    Raises:
+        UserError: files that cannot be read, or the recipe's data do not fit the model.
+    """
+    if files:
+        images, labels = read_images(files, pixel_shape(method.codec), label)
+        images, labels = images[:num], labels[:num]
+    else:
+        loader = graph.section("train_dataloader")
+        if loader is None:
+            raise UserError(f"{graph.source}: train_dataloader: missing; name the images to edit")
+        if loader.dataset.image_shape != method.image_shape:
+            found = f"its images are {loader.dataset.image_shape}, the model takes {method.image_shape}"
+            raise UserError(f"{graph.source}: train_dataloader.dataset: {found}")
+        images, labels = read_dataset(loader.dataset, num or 16, label)
+    return images, labels if method.num_classes else torch.zeros_like(labels)
+
+
+def label_pictures(labels: Tensor, given: Sequence[int], classes: int) -> Tensor:
+    """(N,) labels of pictures with those that were ``given`` for all, or for each of them.
+
+    Raises:
+        UserError: ``given`` has another length, or a label is missing or none of ``classes``.
+    """
+    if not classes:
+        return labels
+    if given:
+        if len(given) not in (1, len(labels)):
+            raise UserError(f"--labels: found {len(given)} classes for {len(labels)} images")
+        return torch.tensor(given).expand(len(labels))
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise UserError(f"--labels: missing, {unknown} of the pictures have no class in their name (_classN)")
+    if labels.max() >= classes:
+        raise UserError(f"found an image of class {labels.max()}, expected 0 to {classes - 1}")
+    return labels
+
+
+#: Makes (B, *latent_shape) samples of (B, C, H, W) images as a dataset stores them, their (B,) old and new labels, and
+#: the draws of the B edits.
+BatchEdit = Callable[[Tensor, Tensor, Tensor, Draws], Tensor]
+
+
+@torch.no_grad()
+def edit_pictures(
+    method: Method,
+    edit: BatchEdit,
+    images: Tensor,
+    labels: tuple[Tensor, Tensor],
+    seed: int,
+    stored: bool,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, Tensor]:
+    """Edit many pictures, a batch at a time; edit i of a seed is the same whatever the batch size.
+
+    Args:
+        method: of the run, where it shall work.
+        edit: what to do.
         images: (N, C, H, W), as a dataset stores them, or pixels in [-1, 1].
-        edit: makes (B, *latent_shape) samples of (B, C, H, W) images as a dataset stores them and of their (B,)
-            numbers, both on ``device``.
+        labels: (N,) classes of the images, and those that they shall get.
+        seed: of the edits.
         stored: whether ``images`` are as a dataset stores them.
         batch_size: images at a time.
-        device: where to edit.
+        progress: called with the number of images of every batch.
 
-    Yields:
-        (B, C, H, W) pixels in [-1, 1] before and after, on the CPU.
+    Returns:
+        (N, C, H, W) pixels in [-1, 1] before and after, on the CPU.
     """
+    codec, device = method.codec, method.generator.device
+    parts = []
     for positions in torch.arange(len(images)).split(batch_size):
         given = images[positions].to(device)
+        old, new = (values[positions].to(device) for values in labels)
+        draws = Draws(seed, positions.to(device))
         before = _pixels(codec, codec.normalize(given)) if stored else given
-        after = _pixels(codec, edit(given if stored else codec.encode(given), positions.to(device)))
-        yield before.cpu(), after.cpu()
+        after = _pixels(codec, edit(given if stored else codec.encode(given), old, new, draws))
+        parts.append((before.cpu(), after.cpu()))
+        progress(len(positions))
+    before, after = zip(*parts, strict=True)
+    return torch.cat(before), torch.cat(after)
 
 
 def _pixels(codec: Codec, samples: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import repeat
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from genflow.errors import UserError
 from genflow.weights import write_atomically
@@ -33,16 +33,20 @@ def save_png(image: Tensor, path: Path) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
-def save_grid(images: Tensor, path: Path, columns: int, smallest_side: int = 64) -> None:
+def save_grid(images: Tensor, path: str | Path, columns: int, smallest_side: int = 64) -> None:
     """Write (B, C, H, W) images in [-1, 1] as a grid, small ones enlarged to ``smallest_side`` pixels.
 
     Images of one pixel with several channels are vectors, which :func:`save_points` draws.
     """
+    from torchvision.utils import make_grid  # imported here so that `import genflow` stays light
+
+    path = Path(path)
     if are_vectors(images):
         save_points(images, path)
         return
     factor = max(1, -(-smallest_side // images.shape[-1]))
-    enlarged = images.clamp(-1, 1).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    pixels = "image channel row column -> image channel (row down) (column right)"
+    enlarged = repeat(images.clamp(-1, 1), pixels, down=factor, right=factor)
     grid = make_grid(enlarged, nrow=columns, padding=max(2, factor // 2), pad_value=1.0)
     save_png(to_uint8(grid.unsqueeze(0))[0], path)
 
@@ -73,19 +77,37 @@ def save_rows(rows: Sequence[Tensor], path: Path, columns: int = 16) -> None:
     save_grid(torch.cat(bands), path, min(columns, len(rows[0])))
 
 
-def check_out(path: Path) -> None:
-    """Check that :func:`write_images` can write to ``path``.
+def check_out(path: Path, suffixes: Sequence[str] = (".png", ".npz", ""), option: str = "--out") -> None:
+    """Check where pictures shall go.
+
+    Args:
+        path: the place.
+        suffixes: what its name may end in; an empty one stands for a folder.
+        option: what the user calls it.
 
     Raises:
         UserError: another suffix, or something of another sort lies there.
     """
-    if path.suffix not in ("", ".png", ".npz"):
-        raise UserError(f"--out: found '{path}', expected a name ending in .png or .npz, or a folder")
+    if path.suffix not in suffixes:
+        expected = " or ".join(suffix for suffix in suffixes if suffix)
+        folder = ", or a folder" if "" in suffixes and len(suffixes) > 2 else " or a folder" if "" in suffixes else ""
+        raise UserError(f"{option}: found '{path}', expected a name ending in {expected}{folder}")
     if path.exists() and path.is_dir() == bool(path.suffix):
-        raise UserError(f"--out: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
+        raise UserError(f"{option}: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
 
 
-def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int) -> None:
+def check_apart(path: Path, inputs: Sequence[Path], option: str) -> None:
+    """See that an output, a file or a folder, is not where the inputs lie.
+
+    Raises:
+        UserError: it is.
+    """
+    taken = inputs if path.suffix else [file.parent for file in inputs]
+    if path.resolve() in {file.resolve() for file in taken}:
+        raise UserError(f"{option}: '{path}' holds what is to be edited; name another place")
+
+
+def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int = 1) -> None:
     """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
 
     An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); vectors stay float32. A folder

@@ -19,7 +19,7 @@ class GroupedInverse(InverseHead):
 
     With guidance learned in training the groups output guided states, which feed the next group as they do
     when sampling; the losses see the unguided states that they imply, recovered with a null branch on the
-    same input that carries no gradient (spec 3.6). The finishing stage, which does not see the class,
+    same input that carries no gradient (docs/biflow.md, B17). The finishing stage, which does not see the class,
     continues both branches of the last group, so that the sample can be recovered in the same way.
 
     Args:

@@ -1,4 +1,4 @@
-"""Hidden alignment: BiFlow's supervision of the reverse model (spec 3.4)."""
+"""Hidden alignment: BiFlow's supervision of the reverse model (docs/biflow.md, B13)."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Hidden distillation: the reverse model passes through the flow's states themselves (BiFlow, spec 3.4)."""
+"""Hidden distillation: the reverse model passes through the flow's states themselves (docs/biflow.md, B13)."""
 
 from typing import Literal
 

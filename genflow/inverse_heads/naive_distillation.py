@@ -1,4 +1,4 @@
-"""Naive distillation: only the end of the trajectory is supervised (BiFlow, spec 3.4)."""
+"""Naive distillation: only the end of the trajectory is supervised (docs/biflow.md, B13)."""
 
 import torch
 from torch import Tensor

@@ -1,13 +1,14 @@
-"""Normalisation of the targets that a flow's trajectory gives (BiFlow, spec 3.5)."""
+"""Normalisation of the targets that a flow's trajectory gives (docs/biflow.md, B12)."""
 
 from typing import Literal
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 
 class TrajectoryNorm(nn.Module):
-    """Divides the states of a trajectory by their root mean square (norm control, spec 3.5).
+    """Divides the states of a trajectory by their root mean square (norm control).
 
     Args:
         states: number of states to normalise.
@@ -39,9 +40,7 @@ class TrajectoryNorm(nn.Module):
             return
         square = torch.cat(self.seen, dim=1).mean(dim=1)
         self.seen.clear()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(square)
-            square /= torch.distributed.get_world_size()
+        all_reduce(square, op="mean")
         # Without a branch on the counter, a GPU is not made to wait for it.
         learning = self.updates < self.warmup
         self.updates += learning

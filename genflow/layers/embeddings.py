@@ -4,6 +4,7 @@ import math
 from typing import ClassVar
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 
@@ -21,9 +22,8 @@ def axial_rotation(side: int, head_width: int, theta: float = 1e4) -> Tensor:
     half = head_width // 2
     frequencies = theta ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
     along = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
-    rows = along.unsqueeze(1).expand(side, side, -1)
-    columns = along.unsqueeze(0).expand(side, side, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
+    rows, columns = _grid(along)
+    return torch.cat([rows, columns], dim=-1).float()
 
 
 def axial_sinusoids(side: int, width: int) -> Tensor:
@@ -37,9 +37,16 @@ def axial_sinusoids(side: int, width: int) -> Tensor:
     frequencies = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     phases = torch.outer(torch.arange(side, dtype=torch.float64), frequencies)
     along = torch.cat([phases.sin(), phases.cos()], dim=1)
-    columns = along.unsqueeze(0).expand(side, side, -1)
-    rows = along.unsqueeze(1).expand(side, side, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1).float()
+    rows, columns = _grid(along)
+    return torch.cat([columns, rows], dim=-1).float()
+
+
+def _grid(along: Tensor) -> tuple[Tensor, Tensor]:
+    """What belongs to the coordinates 0, 1, ... of an axis, (side, n), for row and column of (side*side, n) patches."""
+    side = len(along)
+    rows = repeat(along, "row numbers -> (row column) numbers", column=side)
+    columns = repeat(along, "column numbers -> (row column) numbers", row=side)
+    return rows, columns
 
 
 def sequence_rotation(length: int, head_width: int, theta: float = 1e4, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -59,7 +66,7 @@ def sequence_rotation(length: int, head_width: int, theta: float = 1e4, dtype: t
 def sequence_turns(length: int, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(2, length, head_width/2) float32 cosines and sines of rotary angles, all steps rounded to ``dtype``.
 
-    In bfloat16 odd positions above 256 do not exist, and angles are off by up to 1 rad (Drifting, spec 14.1).
+    In bfloat16 odd positions above 256 do not exist, and angles are off by up to 1 rad (docs/drifting.md, D3).
 
     Raises:
         ValueError: ``head_width`` is odd.
@@ -100,7 +107,7 @@ def sinusoidal(values: Tensor, width: int, max_period: float = 1e4) -> Tensor:
 
 
 class ScalarEmbedding(nn.Sequential):
-    """A scalar's sinusoidal features through linear, SiLU, linear (pMF, spec 2.2).
+    """A scalar's sinusoidal features through linear, SiLU, linear (docs/pmf.md, P10).
 
     The features' frequencies are at most 1, so that a derivative with respect to the scalar stays small.
 
@@ -138,7 +145,7 @@ class GuidanceEmbedding(nn.Linear):
 
 
 class ClassEmbedding(nn.Module):
-    """A class table whose null class is the mean of its rows (TARFlow, spec 1.5).
+    """A class table whose null class is the mean of its rows (docs/biflow.md, B6).
 
     Args:
         num_classes: rows of the table, K.

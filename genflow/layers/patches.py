@@ -3,30 +3,33 @@
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+#: Axes of images whose sides are patches times pixels, and of the numbers of a patch, by ``channels_last``.
+_IMAGES = "batch channel (rows row) (columns column)"
+_NUMBERS = {False: "channel row column", True: "row column channel"}
 
 
 def patchify(images: Tensor, patch_size: int, channels_last: bool = False) -> Tensor:
-    """(B, C, H, W) to (B, T, C*P*P): row-major patches, features channel-major (TARFlow, spec 1.1).
+    """(B, C, H, W) to (B, T, C*P*P): row-major patches, features channel-major (docs/biflow.md, B1).
 
-    With ``channels_last`` features are ordered by row, column, channel (Drifting, spec 2.3).
+    With ``channels_last`` features are ordered by row, column, channel (docs/drifting.md, D2).
     """
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    cells = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    order = (0, 2, 4, 3, 5, 1) if channels_last else (0, 2, 4, 1, 3, 5)
-    return cells.permute(order).reshape(batch, rows * columns, channels * patch_size**2)
+    tokens = f"batch (rows columns) ({_NUMBERS[channels_last]})"
+    return rearrange(images, f"{_IMAGES} -> {tokens}", row=patch_size, column=patch_size)
 
 
 def unpatchify(tokens: Tensor, patch_size: int, channels: int, channels_last: bool = False) -> Tensor:
     """The inverse of :func:`patchify` for square images: (B, T, C*P*P) to (B, C, H, W)."""
-    batch, count, _ = tokens.shape
-    side = math.isqrt(int(count))
-    if channels_last:
-        cells = tokens.reshape(batch, side, side, patch_size, patch_size, channels).permute(0, 5, 1, 3, 2, 4)
-    else:
-        cells = tokens.reshape(batch, side, side, channels, patch_size, patch_size).permute(0, 3, 1, 4, 2, 5)
-    return cells.reshape(batch, channels, side * patch_size, side * patch_size)
+    side = math.isqrt(int(tokens.shape[1]))  # while it is traced, a shape holds tensors
+    sizes = {"rows": side, "columns": side, "row": patch_size, "column": patch_size, "channel": channels}
+    return rearrange(tokens, f"batch (rows columns) ({_NUMBERS[channels_last]}) -> {_IMAGES}", **sizes)
+
+
+def as_tokens(maps: Tensor) -> Tensor:
+    """(B, C, H, W) maps to (B, H*W, C): a token for every position, row-major; a view where the layout allows it."""
+    return rearrange(maps, "batch channel row column -> batch (row column) channel")
 
 
 def grid_side(image_size: int, patch_size: int) -> int:

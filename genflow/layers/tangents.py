@@ -3,7 +3,7 @@
 Forward-mode differentiation needs only the directional derivative of a layer, not its graph; fused attention has
 no forward-mode derivative. So a layer maps a pair: the value as always, with its graph and fused kernels, and the
 tangent by the rules below, without a graph. The borders of layers carry ordinary tensors, which distributed
-wrappers, checkpointing and compilers understand (pMF, spec 16).
+wrappers, checkpointing and compilers understand (docs/pmf.md, P8; docs/architecture.md).
 
 A tangent has shape (n, ...) and belongs to the first n rows of its value, n <= B: rows that do not move need none.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from genflow.layers.embeddings import rotate
 from genflow.layers.transformer import RMSNorm, TransformerLayer
@@ -97,8 +98,8 @@ def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Te
     q, k = q.to(dtype), k.to(dtype)
     attended = F.scaled_dot_product_attention(q, k, values)
     moved = attention_tangent(q[:n], k[:n], values[:n], dq.to(dtype), dk.to(dtype), d_values, attended[:n])
-    branch = attention.out(attended.transpose(1, 2).flatten(-2))
-    d_branch = linear_tangent(attention.out, moved.transpose(1, 2).flatten(-2).to(dtype))
+    branch = attention.out(attention.merge(attended))
+    d_branch = linear_tangent(attention.out, attention.merge(moved).to(dtype))
     x, tangent = _add(x, tangent, branch, d_branch, layer.attention_gate)
 
     normed = layer.feedforward_norm(x)
@@ -107,6 +108,36 @@ def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Te
     branch = feedforward.down(feedforward.activate(wide))
     d_branch = linear_tangent(feedforward.down, swiglu_tangent(wide[:n], d_wide))
     return _add(x, tangent, branch, d_branch, layer.feedforward_gate)
+
+
+class PairLayer(TransformerLayer):
+    """A layer that hands on a tangent beside its value; arguments as those of a TransformerLayer."""
+
+    def forward(self, x: Tensor, angles: Tensor, tangent: Tensor | None = None) -> Pair:
+        """(B, L, W), (L, d/2) angles and (n, L, W), or None where nothing moves, to the pair after the layer."""
+        if tangent is None:
+            return super().forward(x, angles=angles), None
+        return carry(self, x, tangent, angles)
+
+    @staticmethod
+    def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
+        """``forward`` without its activations, which backward computes again; the tangent is computed once.
+
+        A compiled layer keeps other activations with a tangent than without, so it computes both again.
+        """
+
+        def run(x: Tensor, angles: Tensor, tangent: Tensor | None = None) -> Pair:
+            kept: list[Tensor | None] = []
+
+            def value(x: Tensor) -> Tensor:
+                again = bool(kept) and not compiled
+                out, moved = forward(x, angles, None if again else tangent)
+                kept.append(moved)
+                return out
+
+            return checkpoint(value, x, use_reentrant=False), kept[0]
+
+        return run
 
 
 @torch.no_grad()

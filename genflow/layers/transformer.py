@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from genflow.layers.embeddings import rotate
@@ -55,7 +56,13 @@ class Attention(nn.Module):
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, 3W) of the joint map to queries, keys and values, (B, H, L, d) each."""
-        return joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = "batch length (maps heads channels) -> maps batch heads length channels"
+        return rearrange(joint, heads, maps=3, heads=self.heads).unbind(0)
+
+    @staticmethod
+    def merge(heads: Tensor) -> Tensor:
+        """(B, H, L, d) to (B, L, W): the heads side by side."""
+        return rearrange(heads, "batch heads length channels -> batch length (heads channels)")
 
     def forward(self, x: Tensor, angles: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, L, W) to (B, L, W).
@@ -71,7 +78,7 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         # Autocast leaves normalised or rotated queries in float32 beside half-precision values.
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=causal)
-        return self.out(out.transpose(1, 2).flatten(-2))
+        return self.out(self.merge(out))
 
 
 class GeluFeedforward(nn.Module):

@@ -8,7 +8,7 @@ from genflow.registry import LOSSES
 
 @LOSSES.register_module()
 class AdaptiveWeighting(Loss):
-    """d / stop_gradient((d + offset)^power), per sample (BiFlow, spec 3.4; MeanFlow).
+    """d / stop_gradient((d + offset)^power), per sample (MeanFlow; docs/biflow.md, B14).
 
     With power 1 every sample weighs about the same, however large its distance.
 

@@ -14,7 +14,7 @@ class FeatureDistance(Loss):
     """Squared differences of features, summed over channels, averaged over tokens, summed over features.
 
     With the features of LPIPS it is LPIPS (arXiv 1801.03924), with a pooled feature the squared Euclidean distance
-    (pMF, spec 7).
+    (docs/pmf.md, P9).
 
     Args:
         encoder: computes the features; frozen and always in evaluation mode.

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from genflow.data.feed import Feed
 from genflow.draws import Draws
 from genflow.generators.base import Generator
 from genflow.weights import check_state
@@ -18,7 +19,7 @@ class Method(BaseModel):
     ``artifact`` the constructor argument (a dotted path) whose weights a run saves: the generator's network, or
     what the method trains for other recipes, which get it when they name this one as a prerequisite. The
     constructor builds ``generator`` from its components, sharing their weights; a method that trains something
-    else than a generator leaves it None.
+    else than a generator leaves it None. One that trains on other rows than the images of a batch builds a ``feed``.
     """
 
     kind = "method"
@@ -27,13 +28,27 @@ class Method(BaseModel):
     #: of the artifact.
     training_only: tuple[str, ...] = ()
     artifact: str
-    generator: Generator | None
-    #: How many past updates' batches a resumed run shows to :meth:`observe` before it goes on.
-    replay: int = 0
+    feed: Feed | None = None
 
     def __init__(self):
         super().__init__()
         self.generator = None
+
+    @property
+    def generator(self) -> Generator | None:
+        """What samples; its modules are the method's own, so it is no part of the method's state."""
+        return self._generator[0]
+
+    @generator.setter
+    def generator(self, generator: Generator | None) -> None:
+        # Within a tuple a module is not registered a second time.
+        self._generator = (generator,)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "generator":  # past nn.Module, which would register it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def artifact_module(self) -> nn.Module:
@@ -67,8 +82,8 @@ class Method(BaseModel):
         return self
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers, without the frozen components and the generator's aliases."""
-        skipped = tuple(f"{name}." for name in (*self.frozen, "generator"))
+        """Parameters and buffers, without the frozen components."""
+        skipped = tuple(f"{name}." for name in self.frozen)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(skipped)}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -84,39 +99,21 @@ class Method(BaseModel):
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
-    def check_batch(self, batch_size: int, processes: int) -> None:
-        """See that the method can train with ``batch_size`` samples per update over all ``processes``.
+    def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What :meth:`forward` has to know of the whole batch, as further keyword arguments of it.
 
-        Raises:
-            UserError: it cannot.
+        Args:
+            parts: the arguments of every micro-batch of an update; there may be one only.
         """
+        return {}
 
-    def observe(self, batch: Mapping[str, Any]) -> None:
-        """Take note of a batch of the data set without training on it; see ``replay``."""
+    def diagnose(self, parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Any]) -> str:
+        """After a term was not finite: more about where, or nothing.
 
-    def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Turn a process's batch of the data set, on the CPU, into the arguments of :meth:`forward`.
-
-        All have equally many rows; ``labels`` and ``draws`` are among them. Micro-batches divide the rows.
+        Args:
+            parts: as in :meth:`batch_statistics`.
+            statistics: what that returned.
         """
-        return batch
-
-    def survey(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Look at all micro-batches of an update before the first is trained on; there may be one only."""
-
-    def process_state(self) -> dict[str, Tensor] | None:
-        """What this process alone keeps from update to update, saved beside its checkpoints; None for nothing."""
-        return None
-
-    def load_process_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what :meth:`process_state` returned.
-
-        Raises:
-            ValueError, KeyError: it belongs to another recipe.
-        """
-
-    def diagnose(self) -> str:
-        """After a term was not finite: more about where, or nothing."""
         return ""
 
     def after_update(self) -> None:
@@ -128,16 +125,14 @@ class Method(BaseModel):
             if module is not self and hasattr(module, "after_update"):
                 module.after_update()
 
-    def forward(
-        self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss", **extra: Any
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws, **extra: Any) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
         Args:
             images: (B, C, H, W), as the dataset stores them (before the codec's ``normalize``).
             labels: (B,) int64.
             draws: the random numbers of the samples.
-            mode: ``loss``, the only one.
+            extra: further entries of the rows that a feed makes, and what :meth:`batch_statistics` returned.
 
         Returns:
             ``{"loss": scalar with gradient, term: detached scalar, ...}``; all are means over the batch.

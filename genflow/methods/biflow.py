@@ -24,7 +24,7 @@ class BiFlow(Method):
     """Stage 2: align the reverse model with the flow's trajectory and reconstruct the clean data.
 
     The flow maps noisy data to noise in one parallel pass; the reverse model maps it back to clean data,
-    so that it denoises as it inverts, or to the noisy data itself (spec 3.4, 3.7).
+    so that it denoises as it inverts, or to the noisy data itself (docs/biflow.md, B11, B15).
 
     Args:
         teacher: the trained flow; frozen.
@@ -88,7 +88,7 @@ class BiFlow(Method):
             )
         self.freeze()
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
         noisy = clean + self.noise_std * draws.normal("data noise", clean.shape[1:])
         scale = torch.zeros(len(clean), device=clean.device)

@@ -43,7 +43,7 @@ class Classification(Method):
     def num_classes(self) -> int:
         return self.encoder.num_classes
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         noisy = images + self.noise_std * draws.normal("data noise", self._image_shape)
         logits = self.encoder.classify(noisy).float()
         loss = F.cross_entropy(logits, labels)

@@ -1,7 +1,6 @@
 """Drifting (arXiv 2602.04770): one-step generators trained by attraction and repulsion in feature space."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,14 +9,14 @@ from torch import Tensor, nn
 
 from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
-from genflow.condition import Condition
-from genflow.data.sample_queue import QueueSection, SampleQueue
+from genflow.data.queue_feed import QueueFeed
+from genflow.data.sample_queue import QueueSection, widened
 from genflow.draws import Draws
-from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators.base import DriftEstimator, DriftStatistics, FeatureSets
 from genflow.generators.drifting import DriftingGenerator
 from genflow.guidance.base import NegativeGuidance
+from genflow.layers.precision import without_graph
 from genflow.methods.base import Method
 from genflow.ranges import Positive
 from genflow.registry import METHODS
@@ -40,7 +39,7 @@ class Drifting(Method):
         samples_per_label: generated samples of each, G.
         positives: real samples of each, P.
         encoders: what samples are compared in, beside the samples themselves; their feature names differ.
-        compare_samples: whether samples themselves are compared too, the feature ``global`` (spec 4.1).
+        compare_samples: whether samples themselves are compared too, the feature ``global`` (docs/drifting.md, D10).
         guidance: draws scales and says how many negatives there are; None trains without.
         queue: sizes of the queues, and what becomes of them on a resume.
         default_guidance: scale used for sampling when none is asked for.
@@ -50,7 +49,7 @@ class Drifting(Method):
     """
 
     frozen = ("codec", "encoders")
-    training_only = ("encoders",)
+    training_only = ("encoders", "compare_samples")
     artifact = "backbone"
 
     def __init__(
@@ -69,11 +68,13 @@ class Drifting(Method):
     ):
         super().__init__()
         if guidance is not None and "guidance" not in backbone.uses:
-            raise ValueError(f"guidance is drawn, but the {type(backbone).__name__} is not told any")
+            raise ValueError(f"guidance is drawn, but the {type(backbone).__name__} does not take any")
         if samples_per_label < field.least_generated:
             raise ValueError(
                 f"samples_per_label is {samples_per_label}, a {type(field).__name__} needs {field.least_generated}"
             )
+        if not (encoders or compare_samples):
+            raise ValueError("there is nothing to compare: give encoders or set compare_samples")
         names = ["global"] if compare_samples else []
         names += [name for encoder in encoders for name in encoder.feature_names]
         for name in names:
@@ -88,78 +89,35 @@ class Drifting(Method):
         self.encoders = nn.ModuleList(encoders)
         self.compare_samples = compare_samples
         self.guidance = guidance
-        self.queue_section = queue or QueueSection()
-        self.queue = SampleQueue(backbone.num_classes, self.queue_section)
-        self._newest = -1  # the last update whose images are in the queue
+        negatives = 0 if guidance is None else guidance.negatives
+        self.feed = QueueFeed(queue or QueueSection(), backbone.num_classes, labels_per_update, positives, negatives)
         self.generator = DriftingGenerator(backbone, codec, default_guidance)
-        self._statistics: Mapping[str, DriftStatistics] | None = None
-        self._losses: dict[str, Tensor] = {}
         self.freeze()
 
-    def check_batch(self, batch_size: int, processes: int) -> None:
-        if not (self.encoders or self.compare_samples):
-            raise UserError("model: there is nothing to compare: give encoders or set compare_samples")
-        found = f"model.labels_per_update: found {self.labels_per_update}"
-        if self.labels_per_update > batch_size:
-            raise UserError(f"{found}, expected at most the train_dataloader.batch_size, {batch_size}")
-        if self.labels_per_update % processes:
-            raise UserError(f"{found}, expected a multiple of the {processes} processes")
-
-    @property
-    def replay(self) -> int:
-        return self.queue_section.refill_updates if self.queue_section.resume == "refill" else 0
-
-    def observe(self, batch: Mapping[str, Any]) -> None:
-        """Push a batch of the data set to the queue, once: a run that goes on after it diverged sees one again."""
-        update = int(batch["draws"].positions[0]) // batch["draws"].batch_size
-        if update > self._newest:
-            self._newest = update
-            self.queue.push(batch["images"], batch["labels"])
-
-    def process_state(self) -> dict[str, Tensor] | None:
-        if self.queue_section.resume == "refill":
-            return None
-        return {**self.queue.state(), "newest_update": torch.tensor(self._newest)}
-
-    def load_process_state(self, state: dict[str, Tensor]) -> None:
-        self._newest = int(state["newest_update"])
-        self.queue.load_state(state)
-
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Push a process's images to its queue, and draw the rows of the update.
-
-        Args:
-            batch: of the data set, on the CPU.
-
-        Returns:
-            L rows, one for each of this process's share of the labels: ``images`` (L, P, C, H, W) of the class,
-            ``labels`` (L,), ``draws``, and with guidance ``negatives`` (L, N, C, H, W) of any class.
-        """
-        self.observe(batch)
-        labels, draws = batch["labels"], batch["draws"]
-        rows = len(labels)
-        share = self.labels_per_update * rows // draws.batch_size
-        chosen = labels[draws.uniform("label choice").argsort()[:share]]
-        update, rank = draws.positions[0] // draws.batch_size, draws.places[0] // rows
-        positions = update * self.labels_per_update + rank * share + torch.arange(share)
-        groups = Draws(draws.seed, positions, self.labels_per_update)
-        prepared = {"images": self.queue.of_class(chosen, self.positives, groups), "labels": chosen, "draws": groups}
-        if self.guidance is not None:
-            prepared["negatives"] = self.queue.overall(self.guidance.negatives, groups)
-        return prepared
-
-    def survey(self, parts: Sequence[Mapping[str, Any]]) -> None:
+    def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The means over all micro-batches by which their drift is normalised; one alone finds its own."""
         if len(parts) == 1:
-            self._statistics = None
-        else:
-            self._statistics = self.field.survey([partial(self._compare, **part) for part in parts])
+            return {}
+        return {"statistics": self.field.batch_statistics([partial(self._compare, **part) for part in parts])}
 
     def forward(
-        self, images: Tensor, labels: Tensor, draws: Draws, negatives: Tensor | None = None, mode: str = "loss"
+        self,
+        images: Tensor,
+        labels: Tensor,
+        draws: Draws,
+        negatives: Tensor | None = None,
+        statistics: Mapping[str, DriftStatistics] | None = None,
     ) -> dict[str, Tensor]:
-        features, weights = self._compare(images, labels, draws, negatives)
-        drift = self.field(features, weights, self._statistics)
-        self._losses = {name: value.detach() for name, value in drift.losses.items()}
+        """As in the contract, for L rows of the feed.
+
+        Args:
+            images: (L, P, C, H, W) positives of every label, as the queue stores them.
+            labels: (L,).
+            draws: of the rows.
+            negatives: (L, N, C, H, W) likewise; None without guidance.
+            statistics: of :meth:`batch_statistics`.
+        """
+        drift = self.field(*self._compare(images, labels, draws, negatives), statistics)
         loss = torch.stack([value.mean() for value in drift.losses.values()]).sum()
         forces = torch.stack([entry.force for entry in drift.statistics.values()]).mean(dim=0)
         scales = torch.stack([entry.scale for entry in drift.statistics.values()])
@@ -170,8 +128,13 @@ class Drifting(Method):
             **{f"force_{value:g}": force for value, force in zip(self.field.temperatures, forces, strict=True)},
         }
 
-    def diagnose(self) -> str:
-        bad = [name for name, value in self._losses.items() if not value.isfinite().all()]
+    def diagnose(self, parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Any]) -> str:
+        """The features whose losses are not finite, computed once more."""
+        bad: dict[str, None] = {}
+        with without_graph():
+            for part in parts:
+                losses = self.field(*self._compare(**part), **statistics).losses
+                bad |= {name: None for name, value in losses.items() if not value.isfinite().all()}
         return f"features: {', '.join(bad)}" if bad else ""
 
     def _compare(
@@ -183,11 +146,9 @@ class Drifting(Method):
         generated = self._generate(labels, scale, draws)
         if negatives is None:
             negatives = images[:, :0]
-        with torch.no_grad():
-            real = torch.cat([part.flatten(0, 1) for part in (images, negatives)])
+        with without_graph():
+            real = widened(torch.cat([part.flatten(0, 1) for part in (images, negatives)]))
             real_features = self.encode(self.codec.normalize(real))
-            # Autocast would hand the casts of weights that it made without a graph to the pass with one.
-            torch.clear_autocast_cache()
         sets = {}
         for name, feature in self.encode(generated).items():
             positive, negative = real_features[name].tensor_split([rows * positive_count])
@@ -202,13 +163,8 @@ class Drifting(Method):
 
     def _generate(self, labels: Tensor, scale: Tensor, draws: Draws) -> Tensor:
         """(L * G, C, H, W) samples, those of a label together."""
-        count = self.samples_per_label
-        noise = draws.normal("noise", (count, *self.backbone.image_shape)).flatten(0, 1)
-        condition = Condition(labels=labels.repeat_interleave(count), guidance=scale.repeat_interleave(count))
-        codebooks, entries = self.backbone.style_codes
-        if codebooks:
-            condition = replace(condition, style=draws.integers("style", entries, (count, codebooks)).flatten(0, 1))
-        return self.generator.counted(noise, condition)
+        each = (values.repeat_interleave(self.samples_per_label) for values in (labels, scale))
+        return self.generator.evaluate(*self.generator.draw(draws, *each, prefix=""))
 
     def encode(self, samples: Tensor) -> dict[str, Tensor]:
         """(B, T, C) features of (B, C, H, W) samples of the generator's space, by name."""

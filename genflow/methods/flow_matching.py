@@ -2,15 +2,17 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
+from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.field_estimators.base import VelocityEstimator
 from genflow.generators.velocity import InstantaneousVelocityGenerator
+from genflow.guidance.base import drop_labels
 from genflow.losses.base import Loss
+from genflow.methods import path
 from genflow.methods.base import Method
 from genflow.ranges import Positive, Share, Size
 from genflow.registry import METHODS
@@ -61,18 +63,19 @@ class FlowMatching(Method):
         self.loss = loss
         self.noise_scale = noise_scale
         self.label_drop = label_drop
+        self.default_interval = default_interval
         self.generator = InstantaneousVelocityGenerator(
             backbone, field, codec, noise_scale, default_guidance, default_interval, steps, solver=solver
         )
         self.freeze()
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
         times = self.times(draws)
-        t = times.t.view(-1, 1, 1, 1)
-        z = (1 - t) * clean + t * self.noise_scale * draws.normal("noise", clean.shape[1:])
-        labels = torch.where(draws.uniform("label drop") < self.label_drop, self.num_classes, labels)
-        velocity = self.field.velocity(self.backbone, z, times.t, times.t, self.generator.told(labels))["main"]
+        z = path.sample(clean, self.noise_scale * draws.normal("noise", clean.shape[1:]), times.t)
+        labels = drop_labels(labels, self.label_drop, self.num_classes, draws)
+        condition = Condition.unguided(labels, self.default_interval)
+        velocity = self.field.velocity(self.backbone, z, times.t, times.t, condition)["main"]
         target = self.field.conditional(z, clean, times.t)
         loss = self.loss(velocity, target).mean()
         error = (velocity.detach() - target).square().mean()

@@ -1,9 +1,10 @@
-"""Pre-training of the feature encoder that Drifting compares samples with (arXiv 2602.04770; spec 5.2)."""
+"""Pre-training of the feature encoder that Drifting compares samples with (arXiv 2602.04770; docs/drifting.md, D12)."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
 from genflow.codecs.base import Codec
@@ -88,7 +89,7 @@ class MaskedAutoencoding(Method):
     def num_classes(self) -> int:
         return self.encoder.num_classes
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         patches = self.encoder.patches(self.codec.normalize(images))
         hidden = self.mask(draws)
         reconstruction, logits = self.encoder.reconstruct(patches * (1 - hidden))
@@ -110,7 +111,8 @@ class MaskedAutoencoding(Method):
         share = least + (most - least) * draws.uniform("mask share", (1, 1, 1))
         height, width = (side // self.mask_cell for side in self.encoder.patch_shape[1:])
         cells = (draws.uniform("mask", (1, height, width)) < share).float()
-        return cells.repeat_interleave(self.mask_cell, dim=2).repeat_interleave(self.mask_cell, dim=3)
+        patches = "batch 1 rows columns -> batch 1 (rows row) (columns column)"
+        return repeat(cells, patches, row=self.mask_cell, column=self.mask_cell)
 
     def classification_weight(self, draws: Draws) -> Tensor:
         """(B,) weights of the cross-entropy in the update that the draws belong to."""

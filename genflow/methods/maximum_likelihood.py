@@ -1,12 +1,12 @@
 """Training of a normalizing flow by maximum likelihood (TARFlow, arXiv 2412.06329; stage 1 of BiFlow)."""
 
-import torch
 from torch import Tensor
 
 from genflow.codecs.base import Codec
 from genflow.draws import Draws
 from genflow.flow_teachers.base import FlowTeacher
 from genflow.generators.flow import FlowGenerator
+from genflow.guidance.base import drop_labels
 from genflow.methods.base import Method
 from genflow.ranges import Share, Size
 from genflow.registry import METHODS
@@ -14,7 +14,7 @@ from genflow.registry import METHODS
 
 @METHODS.register_module()
 class MaximumLikelihood(Method):
-    """loss = mean(z^2) / 2 - mean(log-determinant per dimension) on noisy data (spec 1.4, 1.6).
+    """loss = mean(z^2) / 2 - mean(log-determinant per dimension) on noisy data (docs/biflow.md, B4, B6).
 
     Args:
         flow: the flow to train.
@@ -47,24 +47,13 @@ class MaximumLikelihood(Method):
         self.codec = codec
         self.noise_std = noise_std
         self.label_drop = label_drop
-        self.latents: list[Tensor] = []
         self.generator = FlowGenerator(flow, codec, noise_std if denoise else 0.0, guidance)
         self.freeze()
 
-    def after_update(self) -> None:
-        """Show the flow's prior the latents of the whole update."""
-        super().after_update()
-        if self.latents:
-            self.flow.update_prior(torch.cat(self.latents))
-            self.latents.clear()
-
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
         noisy = clean + self.noise_std * draws.normal("data noise", clean.shape[1:])
-        dropped = torch.where(draws.uniform("label drop") < self.label_drop, self.flow.num_classes, labels)
-        trajectory = self.flow(noisy, dropped)
-        if self.training and self.flow.tracks_prior:
-            self.latents.append(trajectory.latent.detach())
+        trajectory = self.flow(noisy, drop_labels(labels, self.label_drop, self.flow.num_classes, draws))
         prior = 0.5 * trajectory.latent.square().mean()
         log_det = trajectory.log_det.mean()
         return {

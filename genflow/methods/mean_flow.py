@@ -12,7 +12,9 @@ from genflow.draws import Draws
 from genflow.field_estimators.base import VelocityEstimator
 from genflow.generators.velocity import AverageVelocityGenerator
 from genflow.guidance.base import GuidedTarget, VelocityGuidance
+from genflow.layers.precision import without_graph
 from genflow.losses.base import Loss
+from genflow.methods import path
 from genflow.methods.base import Method
 from genflow.methods.perceptual import PerceptualLoss, PerceptualSection
 from genflow.ranges import Share, Size
@@ -22,7 +24,7 @@ from genflow.time_samplers.base import Times, TimeSampler
 
 @dataclass(frozen=True)
 class SavingsSection:
-    """Work whose result would not count is left out; each can be switched off, with the same result (spec 17).
+    """Work whose result would not count is left out; each can be switched off, with the same result (docs/pmf.md).
 
     Args:
         guidance: guidance evaluates the model only where its velocity counts.
@@ -37,7 +39,7 @@ class SavingsSection:
 
 @METHODS.register_module()
 class MeanFlow(Method):
-    """Learn average velocities by the identity v = u + (t - r) du/dt; one evaluation then samples (pMF, spec 4).
+    """Learn average velocities by the identity v = u + (t - r) du/dt; one evaluation then samples (docs/pmf.md, P3).
 
     Args:
         backbone: predicts images or velocities; with a head ``auxiliary`` that head learns the velocity at t, and
@@ -77,11 +79,11 @@ class MeanFlow(Method):
         savings: SavingsSection = SavingsSection(),
     ):
         super().__init__()
-        told = ("guidance", "interval") if guidance is None else guidance.tells
+        fields = ("guidance", "interval") if guidance is None else guidance.condition_fields
         for name in ("guidance", "interval"):
-            if name in backbone.uses and name not in told:
+            if name in backbone.uses and name not in fields:
                 guide = type(guidance).__name__
-                raise ValueError(f"the {type(backbone).__name__} is to be told {name}, which {guide} does not do")
+                raise ValueError(f"the {type(backbone).__name__} takes {name} as input, which {guide} does not give")
         self.backbone = backbone
         self.field = field
         self.times = times
@@ -93,26 +95,25 @@ class MeanFlow(Method):
         self.perceptual_max_time = perceptual_max_time
         self.savings = savings
         self.own_head = "auxiliary" if "auxiliary" in backbone.heads else "main"
-        guided = guidance is not None and bool(guidance.tells)
+        guided = guidance is not None and bool(guidance.condition_fields)
+        self.default_interval = default_interval
         self.generator = AverageVelocityGenerator(
             backbone, field, codec, noise_scale, default_guidance, default_interval, guided=guided
         )
         self.freeze()
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
         times = self.times(draws)
-        noise = self.noise_scale * draws.normal("noise", clean.shape[1:])
-        t = times.t.view(-1, 1, 1, 1)
-        z = (1 - t) * clean + t * noise
+        z = path.sample(clean, self.noise_scale * draws.normal("noise", clean.shape[1:]), times.t)
         conditional = self.field.conditional(z, clean, times.t)
         if self.guidance is None:
             dropped = torch.zeros_like(times.equal)
-            condition = self.generator.told(labels)
+            condition = Condition.unguided(labels, self.default_interval)
             guided = GuidedTarget(conditional, conditional)
         else:
-            whole = draws.whole()  # laws that count rows are those of the global batch
-            dropped = self.guidance.dropped(whole, self.times(whole).equal)[draws.places]
+            whole = draws.global_batch()  # laws that count rows are those of the global batch
+            dropped = self.guidance.dropped(whole, self.times(whole).equal)[draws.batch_indices]
             condition = self.guidance.condition(draws, labels, times)
             guided = self._guide(z, conditional, condition, times, dropped)
         condition = condition.labelled(torch.where(dropped, self.num_classes, labels))
@@ -124,6 +125,7 @@ class MeanFlow(Method):
             terms["auxiliary"] = self.loss(fields.auxiliary, target)
             figures["auxiliary_error"] = _mean_square(fields.auxiliary, target)
         if self.perceptual is not None:
+            t = times.t.view(-1, 1, 1, 1)
             terms |= self._compare(z - t * fields.average, clean, times.t, draws)
         means = {name: value.mean() for name, value in terms.items()}
         return {
@@ -132,25 +134,22 @@ class MeanFlow(Method):
             **figures,
         }
 
-    @torch.no_grad()
+    @without_graph()
     def _guide(
         self, z: Tensor, conditional: Tensor, condition: Condition, times: Times, dropped: Tensor
     ) -> GuidedTarget:
         """The guided target by the model's own velocities."""
 
-        def own(rows: Tensor, told: Condition) -> Tensor:
+        def own(rows: Tensor, condition: Condition) -> Tensor:
             if not len(rows):
                 return z[rows]
             t = times.t[rows]
             heads = (self.own_head,) if self.savings.heads else self.backbone.heads
-            return self.field.velocity(self.backbone, z[rows], t, t, told, heads)[self.own_head]
+            return self.field.velocity(self.backbone, z[rows], t, t, condition, heads)[self.own_head]
 
-        guided = self.guidance(
+        return self.guidance(
             own, conditional, condition, times, dropped, self.num_classes, needed_rows_only=self.savings.guidance
         )
-        # Autocast would hand the casts of weights that it made without a graph to the passes with one.
-        torch.clear_autocast_cache()
-        return guided
 
     def _compare(self, prediction: Tensor, clean: Tensor, t: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Perceptual terms (B,); zero at late times, where the prediction says little."""

@@ -26,7 +26,7 @@ class PerceptualTerm:
 
 @dataclass
 class PerceptualSection:
-    """The perceptual terms of a method (BiFlow, spec 3.4; pMF, spec 7).
+    """The perceptual terms of a method (docs/biflow.md, B15; docs/pmf.md, P9).
 
     Args:
         terms: distances by name.

@@ -1,7 +1,6 @@
 """Train and measure the rows of an ablation, several seeds each, and lay them out as a table and a figure."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
@@ -133,12 +132,13 @@ def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int
 
 def _check_finished(jobs: Sequence[Job]) -> None:
     from genflow.config.recipe import load_recipe
-    from genflow.runs.folder import RECIPE_FILE, is_complete
+    from genflow.runs.folder import RunFolder
 
     for job in jobs:
-        if is_complete(job.work_dir):
-            found = load_recipe(job.work_dir / RECIPE_FILE).to_dict()
-            expected = {**load_recipe(job.recipe, job.overrides).to_dict(), "seed": job.seed}
+        run = RunFolder(job.work_dir)
+        if run.is_complete:
+            found = load_recipe(run.recipe_file)
+            expected = {**load_recipe(job.recipe, job.overrides), "seed": job.seed}
             if found != expected:
                 raise UserError(f"{job.work_dir}: was trained with another recipe than {job.recipe}; move it away")
 
@@ -147,9 +147,9 @@ def _train(job: Job) -> None:
     import torch
 
     from genflow.engine.train import TrainOptions, train
-    from genflow.runs.folder import is_complete
+    from genflow.runs.folder import RunFolder
 
-    if is_complete(job.work_dir):
+    if RunFolder(job.work_dir).is_complete:
         return
     torch.set_num_threads(job.threads)
     job.work_dir.mkdir(parents=True, exist_ok=True)
@@ -177,13 +177,13 @@ def measure(
 def _evaluate(run: Path, guidance: float) -> dict[str, Any]:
     """The report of a run, measured once and kept in its metrics.json."""
     from genflow.runs.evaluate import evaluate_run
-    from genflow.runs.folder import METRICS_FILE, open_run
+    from genflow.runs.folder import open_run
 
-    metrics = json.loads((run / METRICS_FILE).read_text(encoding="utf-8"))
-    for report in metrics.values():
+    opened = open_run(run)
+    for report in opened.metrics.values():
         if isinstance(report, dict) and report.get("guidance") == guidance and report.get("seed") == 0:
             return report
-    return evaluate_run(open_run(run), run, guidance=guidance)
+    return evaluate_run(opened, guidance=guidance)
 
 
 def format_table(ablation: Ablation, results: Sequence[dict[str, Any]], recipes_link: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.inference.write_images import to_uint8
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 from genflow.weights import write_atomically
 
 #: Ratio of the largest to the smallest figure above which the axis is logarithmic.
@@ -17,7 +17,7 @@ _WIDE = 10
 
 def sample_strip(run: Path, guidance: float, classes: int) -> Tensor:
     """One image of each of the first ``classes`` classes, always from the same noise, side by side: (H, W) uint8."""
-    generator = load_generator(open_run(run), run)
+    generator = open_run(run).generator()
     images = generator.sample(torch.arange(classes), seed=0, guidance=guidance)
     return torch.cat(list(to_uint8(images)[..., 0]), dim=1)
 

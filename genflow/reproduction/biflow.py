@@ -1,4 +1,4 @@
-"""BiFlow's ablation on digits: what the paper compares on ImageNet (spec 3.9), and the spec's open points (3.10)."""
+"""BiFlow's ablation on digits: what the paper compares on ImageNet, and what it leaves open (docs/biflow.md)."""
 
 from functools import partial
 

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from genflow.condition import Condition
-from genflow.config.graph import ComponentGraph
 from genflow.draws import Draws
 from genflow.engine.checkpoint import find_checkpoints
 from genflow.errors import UserError
 from genflow.inference.write_images import POINT_SHAPE
 from genflow.methods.biflow import BiFlow
-from genflow.runs.folder import load_method, open_run
+from genflow.runs.folder import Run, open_run
 from genflow.weights import read_checkpoint, write_atomically
 
 
@@ -38,11 +37,12 @@ def draw_toy_figure(run_dir: Path, path: Path, count: int = 3000, seed: int = 0)
     Raises:
         UserError: the folder holds no such run, or no checkpoint, where the projections are kept.
     """
-    graph = open_run(run_dir)
+    run = open_run(run_dir)
+    graph = run.graph
     dataset = graph.section("train_dataloader").dataset
     if not issubclass(graph.model.cls, BiFlow) or dataset.image_shape != POINT_SHAPE:
         raise UserError(f"{run_dir}: is no run of BiFlow on points in the plane")
-    method = _load_trained(graph, run_dir)
+    method = _load_trained(run)
     if not method.inverse.supervises_groups:
         raise UserError(f"{run_dir}: its reverse model has no states that face those of the flow")
     positions = torch.arange(count)
@@ -54,12 +54,12 @@ def draw_toy_figure(run_dir: Path, path: Path, count: int = 3000, seed: int = 0)
     _draw([forward, reverse], path)
 
 
-def _load_trained(graph: ComponentGraph, run_dir: Path) -> BiFlow:
+def _load_trained(run: Run) -> BiFlow:
     """The method with all its trained weights, averaged as those that the run exported."""
-    method = load_method(graph, run_dir)
-    checkpoints = find_checkpoints(run_dir)
+    method = run.method()
+    checkpoints = find_checkpoints(run.path)
     if not checkpoints:
-        raise UserError(f"{run_dir}: has no checkpoint, where the projections of the hidden states are kept")
+        raise UserError(f"{run}: has no checkpoint, where the projections of the hidden states are kept")
     state = read_checkpoint(checkpoints[-1])
     exported = next(iter(state["averages"].values()), {})
     try:

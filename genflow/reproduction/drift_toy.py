@@ -1,4 +1,4 @@
-"""Drifting in the plane: how samples move from three starts to two modes (spec 12.1), as figures, strips and films."""
+"""Drifting in the plane, from three starts to two modes (docs/drifting.md, D17), as figures, strips and films."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from torch import Tensor
 
 from genflow.data.toy2d import MODE_CENTRE, MODE_STD, Toy2D
 from genflow.engine.averages import swapped
-from genflow.engine.distributed import is_main
 from genflow.errors import UserError
 from genflow.evaluation.metrics import energy_distance
 from genflow.generators.base import Generator
@@ -59,7 +59,7 @@ class PointsHook(Hook):
             self._keep(runner, step)
 
     def _keep(self, runner, step: int) -> None:
-        if not is_main():
+        if not is_main_process():
             return
         method = runner.method.eval()
         with swapped(method.trained_parameters(), runner.exported_average):

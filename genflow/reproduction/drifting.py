@@ -1,4 +1,4 @@
-"""Drifting's ablation on digits: what the paper compares on ImageNet (spec 10.2)."""
+"""Drifting's ablation on digits: what the paper compares on ImageNet (docs/drifting.md)."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""pMF's ablation on digits and its toy: what the paper compares on ImageNet and on a Swiss roll (spec 12, 19)."""
+"""pMF's ablation on digits and its toy: what the paper compares on ImageNet and on a Swiss roll (docs/pmf.md)."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from genflow.data.toy2d import Toy2D, projection
 from genflow.evaluation.metrics import energy_distance
 from genflow.reproduction.ablation import Ablation, Job, Row
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 from genflow.weights import write_atomically
 
 _BASE = "pmf_digits"
@@ -104,7 +104,7 @@ def _points(count: int) -> Tensor:
 
 def _samples(run: Path, dimensions: int, count: int) -> tuple[Tensor, float]:
     """One-pass samples in the plane (N, 2), and their mean distance from it."""
-    generator = load_generator(open_run(run), run)
+    generator = open_run(run).generator()
     samples = generator.sample(torch.zeros(count, dtype=torch.int64), seed=1, decode=False).flatten(1)
     basis = projection(dimensions)
     plane = samples @ basis

@@ -7,16 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from genflow.analysis.description import count_recipe
 from genflow.config.graph import ComponentGraph
 from genflow.errors import UserError
-from genflow.runs.folder import weights_file, write_metrics, write_recipe
+from genflow.runs.folder import RunFolder
 from genflow.weights import write_weights
 
 
@@ -30,34 +27,12 @@ def check_free(out: Path) -> None:
         raise UserError(f"{out}: is there already; name another folder")
 
 
-def read_archive(path: Path) -> dict[str, Tensor]:
-    """Read a NumPy archive of floating-point arrays, as float32.
-
-    Raises:
-        UserError: it is missing, damaged, or holds anything else.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged file makes NumPy fail anywhere
-        raise UserError(f"{path}: not a complete archive of plain arrays: {error}") from None
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise UserError(f"{path}: '{name}' is not an array of floating-point numbers")
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
-
-
-def write_run(
-    out: Path, recipe: Mapping[str, Any], graph: ComponentGraph, weights: Mapping[str, Tensor], source: Path
-) -> None:
+def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], source: Path) -> None:
     """Write the folder of a finished run.
 
     Args:
         out: the folder; not there, or empty.
-        recipe: the resolved recipe.
-        graph: the same, checked.
+        graph: its checked recipe.
         weights: of its artifact, checked.
         source: the file that they come from, for metrics.json.
     """
@@ -69,10 +44,11 @@ def write_run(
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
     try:
         partial.chmod(0o755)
-        write_recipe(partial, recipe)
-        write_weights(weights_file(partial), weights)
+        run = RunFolder(partial)
+        run.write_recipe(graph)
+        write_weights(run.weights_file(), weights)
         origin = {"file": source.name, "sha256": digest}
-        write_metrics(partial, {"converted_from": origin, "updates": None, "generator": cost})
+        run.write_metrics({"converted_from": origin, "updates": None, "generator": cost})
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,20 +1,17 @@
 """Evaluate a run and lay the figures out beside those of real data."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from genflow.config.graph import ComponentGraph
 from genflow.errors import UserError
-from genflow.runs import folder as artifacts
+from genflow.runs.folder import Run
 
 
 def evaluate_run(
-    graph: ComponentGraph,
-    run_dir: Path,
+    run: Run,
     seed: int = 0,
     guidance: float | None = None,
     average: str | None = None,
@@ -27,8 +24,7 @@ def evaluate_run(
     """Measure a finished run as its recipe's ``evaluation`` section says and record it in metrics.json.
 
     Args:
-        graph: the run's checked recipe.
-        run_dir: the run folder.
+        run: the run.
         seed, guidance, progress: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`.
         average: which average of the weights; None for the exported one.
         device: where to generate.
@@ -39,12 +35,13 @@ def evaluate_run(
         was asked for.
 
     Raises:
-        UserError: the folder holds no finished run, or its recipe has no ``evaluation`` section.
+        UserError: the run's recipe has no ``evaluation`` section, or its weights cannot be used.
     """
-    evaluator = graph.section("evaluation")
+    evaluator = run.graph.section("evaluation")
     if evaluator is None:
-        raise UserError(f"{graph.source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
-    generator = artifacts.load_generator(graph, run_dir, device, average)
+        source = run.graph.source
+        raise UserError(f"{source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
+    generator = run.generator(device, average)
     generator.set_sampling(steps, interval)
     report = {
         "model": evaluator.evaluate(generator, seed, guidance, device, progress),
@@ -63,7 +60,7 @@ def evaluate_run(
     if interval is not None:
         report["interval"] = list(interval)
         key += ", interval {:g} to {:g}".format(*interval)
-    artifacts.write_metrics(run_dir, {key: report})
+    run.write_metrics({key: report})
     return report
 
 

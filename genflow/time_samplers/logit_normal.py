@@ -1,4 +1,4 @@
-"""Logit-normal times (MeanFlow, arXiv 2505.13447; pMF, spec 5)."""
+"""Logit-normal times (MeanFlow, arXiv 2505.13447; docs/pmf.md, P5)."""
 
 from typing import Literal
 
@@ -48,7 +48,7 @@ class LogitNormalTimes(TimeSampler):
             torch.where(uniform, draws.uniform(f"uniform {name}"), torch.sigmoid(self.mean + self.std * normal))
             for name, normal in ((name, draws.normal(f"time {name}")) for name in ("t", "r"))
         )
-        equal = spread(draws.places, self.equal_share)
+        equal = spread(draws.batch_indices, self.equal_share)
         if self.to_data:
             r = torch.zeros_like(r)
         elif self.sort_first:
@@ -57,8 +57,8 @@ class LogitNormalTimes(TimeSampler):
         return Times(torch.maximum(t, r), torch.minimum(t, r), equal)
 
 
-def spread(places: Tensor, share: float) -> Tensor:
-    """(B,) bool, true for ``share`` of the places 0, 1, 2, ..., as evenly as can be."""
+def spread(indices: Tensor, share: float) -> Tensor:
+    """(B,) bool, true for ``share`` of the indices 0, 1, 2, ..., as evenly as can be."""
     # A tiny excess keeps a share such as 0.3 from falling short of a whole number.
-    counts = ((torch.stack([places, places + 1]).double() * share) + 1e-9).floor()
+    counts = ((torch.stack([indices, indices + 1]).double() * share) + 1e-9).floor()
     return counts[1] > counts[0]

@@ -1,7 +1,4 @@
-"""Parameters and multiply-adds of the ImageNet recipes in all sizes.
-
-BiFlow, spec, item 35; pMF, spec 14; Drifting, spec 2.1 and 5.1.
-"""
+"""Parameters and multiply-adds of the ImageNet recipes in all sizes."""
 
 from pathlib import Path
 
@@ -10,7 +7,6 @@ import pytest
 from genflow.analysis.description import analyze_recipe, build_on_meta
 from genflow.analysis.flops import count_generator
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,11 +26,11 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 )
 def test_parameters(recipe, millions):
     pytest.importorskip("diffusers")
-    graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}_imagenet.yaml"))
+    graph = ComponentGraph.load(RECIPES / f"{recipe}_imagenet.yaml")
     generator = build_on_meta(graph, for_training=False).generator
     count = sum(parameter.numel() for parameter in generator.network.parameters()) / 1e6
     assert count == pytest.approx(millions, rel=0.005)
-    published = graph.settings().published.get("params_m")
+    published = graph.section("published").get("params_m")
     assert published is None or count == pytest.approx(published, rel=0.01)
     width = {"b2": 768, "m2": 1024, "l2": 1152, "xl2": 1536}[recipe.split("_")[1]]
     if recipe.startswith("biflow"):  # both stages of a size have one width
@@ -57,13 +53,13 @@ def test_parameters(recipe, millions):
 )
 def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
     pytest.importorskip("diffusers")
-    graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}_imagenet.yaml"))
+    graph = ComponentGraph.load(RECIPES / f"{recipe}_imagenet.yaml")
     backbone, counts = build_on_meta(graph).backbone, {"auxiliary": 0, "rest": 0}
     for name, parameter in backbone.named_parameters():
         counts["auxiliary" if name.startswith("auxiliary.") else "rest"] += parameter.numel() / 1e6
     assert counts["rest"] == pytest.approx(millions, rel=0.005)
     assert counts["auxiliary"] == pytest.approx(auxiliary, abs=0.1)
-    published = graph.settings().published
+    published = graph.section("published")
     assert (published["params_m"], published["gflops"]) == (millions, gmacs)
     if recipe.endswith("_b2"):  # tracing the larger ones takes seconds
         cost = count_generator(build_on_meta(graph, for_training=False).generator)
@@ -85,10 +81,10 @@ def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
 def test_generators_of_drifting(recipe, parameters, gmacs):
     if "pixels" not in recipe:
         pytest.importorskip("diffusers")
-    graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))
+    graph = ComponentGraph.load(RECIPES / f"{recipe}.yaml")
     generator = build_on_meta(graph, for_training=False).generator
     assert sum(parameter.numel() for parameter in generator.network.parameters()) == parameters
-    published = graph.settings().published
+    published = graph.section("published")
     assert published["params_m"] == pytest.approx(parameters / 1e6, rel=0.003)
     assert published["gflops"] == pytest.approx(gmacs, rel=0.005)
     if "_b16_" in recipe or "_ablation_" in recipe:  # tracing the larger ones takes seconds
@@ -96,10 +92,10 @@ def test_generators_of_drifting(recipe, parameters, gmacs):
 
 
 def test_features_of_drifting_are_those_of_the_paper():
-    """86 features of latents, 13 more of ConvNeXt for pixels (spec 4.1), for every label and position."""
+    """86 features of latents, 13 more of ConvNeXt for pixels (docs/drifting.md, D10), for every label and position."""
     pytest.importorskip("diffusers")
     for recipe, count in (("drift_ablation_imagenet", 86), ("drift_b16_imagenet_pixels", 99)):
-        graph = ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))
+        graph = ComponentGraph.load(RECIPES / f"{recipe}.yaml")
         encoders = build_on_meta(graph).encoders
         assert 1 + sum(len(encoder.feature_names) for encoder in encoders) == count
 
@@ -116,6 +112,6 @@ def test_encoders_of_drifting(recipe, millions, gmacs):
     assert (found["published"]["params_m"], found["published"]["gflops"]) == (millions, gmacs)
     assert found["ratio_to_published"] == {"params_m": pytest.approx(1, rel=0.01), "gflops": pytest.approx(1, rel=0.01)}
     assert found["decoder_macs"] == 0 and found["nfe"] == 1
-    encoder = build_on_meta(ComponentGraph.from_recipe(load_recipe(RECIPES / f"{recipe}.yaml"))).encoder
+    encoder = build_on_meta(ComponentGraph.load(RECIPES / f"{recipe}.yaml")).encoder
     decoders = sum(parameter.numel() for parameter in encoder.decoder.parameters())
     assert found["generator_params"] == sum(parameter.numel() for parameter in encoder.parameters()) - decoders

@@ -1,4 +1,4 @@
-"""The reverse transformer: what its outputs depend on, its in-context tokens and its size (spec 3.2, 3.3)."""
+"""The reverse transformer: what its outputs depend on, its in-context tokens and its size (docs/biflow.md, B11)."""
 
 import pytest
 import torch
@@ -187,7 +187,7 @@ IMPROVED = {
 
 
 def test_published_sizes():
-    """Item 35: 120 M and 690 M for the flows, 133 M for the reverse model."""
+    """120 M and 690 M for the flows, 133 M for the reverse model."""
     with torch.device("meta"):
         flow = TARFlow(32, 4, 2, 768, 8, 2, 1000, **IMPROVED)
         large_flow = TARFlow(32, 4, 2, 1536, 8, 3, 1000, **IMPROVED)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genflow.engine.train import TrainOptions, train
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {"image_size": 8, "channels": 1, "width": 32, "num_classes": 10}
@@ -44,7 +44,7 @@ def test_other_backbones_drift(name, tmp_path):
     work_dir = train(RECIPES / "drift_digits_no_encoder.yaml", overrides, None, TrainOptions(tmp_path / "run"))
     (update,) = map(json.loads, (work_dir / "scalars.jsonl").read_text().splitlines())
     assert math.isfinite(update["loss"]) and update["grad_norm"] > 0
-    assert load_generator(open_run(work_dir), work_dir).sample(torch.arange(10), seed=0).isfinite().all()
+    assert open_run(work_dir).generator().sample(torch.arange(10), seed=0).isfinite().all()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -62,7 +62,6 @@ def test_other_backbones_train_and_sample(name, tmp_path):
     for update in updates:
         assert math.isfinite(update["loss"]) and update["grad_norm"] > 0
         assert "auxiliary" not in update  # guidance takes the velocity of the only head
-    graph = open_run(work_dir)
-    generator = load_generator(graph, work_dir)
+    generator = open_run(work_dir).generator()
     assert type(generator.network).__name__ == name
     assert generator.sample(torch.arange(10), seed=0).isfinite().all()

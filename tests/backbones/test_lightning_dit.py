@@ -10,6 +10,8 @@ from torch.nn import functional
 from genflow.analysis.flops import count_macs
 from genflow.backbones import LightningDiT
 from genflow.condition import Condition
+from genflow.config.sections import TrainSection
+from genflow.engine.layers import apply_layer_settings
 from genflow.engine.muon import Muon
 
 SIZE, PATCH, WIDTH, BATCH = 8, 4, 16, 4
@@ -321,6 +323,11 @@ def test_sizes_that_do_not_divide(options, message):
 # Checkpointing
 
 
+def checkpointed(backbone, checkpointing=True):
+    apply_layer_settings(backbone, TrainSection(max_iters=1, checkpointing=checkpointing))
+    return backbone
+
+
 def gradients_of(backbone, autocast):
     x = make_input().to(backbone.output.weight.dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -333,7 +340,7 @@ def gradients_of(backbone, autocast):
 def test_checkpointing_changes_no_gradient(autocast):
     dtype = torch.float32 if autocast else torch.float64
     plain, again = (
-        gradients_of(make_backbone(checkpointing=checkpointing).to(dtype), autocast) for checkpointing in (False, True)
+        gradients_of(checkpointed(make_backbone().to(dtype), checkpointing), autocast) for checkpointing in (False, True)
     )
     for name, gradient in plain.items():
         assert gradient.any() and torch.equal(gradient, again[name]), name
@@ -353,6 +360,6 @@ def kept_for_backward(backbone):
 
 
 def test_checkpointing_keeps_less_and_only_while_training():
-    plain, checkpointed = make_backbone(), make_backbone(checkpointing=True)
-    assert kept_for_backward(checkpointed) < 0.5 * kept_for_backward(plain)
-    assert kept_for_backward(checkpointed.eval()) == kept_for_backward(plain.eval())
+    plain, other = make_backbone(), checkpointed(make_backbone())
+    assert kept_for_backward(other) < 0.5 * kept_for_backward(plain)
+    assert kept_for_backward(other.eval()) == kept_for_backward(plain.eval())

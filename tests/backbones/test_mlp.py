@@ -34,7 +34,7 @@ def test_every_entry_sees_every_entry(size, channels):
 
 
 def test_is_the_network_of_the_toy():
-    """Seven linear maps of width 256 (pMF, spec 19); time and duration are two further inputs."""
+    """Seven linear maps of width 256 (docs/pmf.md, P15); time and duration are two further inputs."""
     backbone = MLP(1, 2)
     shapes = [tuple(layer.weight.shape) for layer in backbone.layers]
     assert shapes == [(256, 4), *[(256, 256)] * 5, (2, 256)]

@@ -12,6 +12,8 @@ import torch
 from genflow.backbones.base import Backbone
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.condition import Condition
+from genflow.config.sections import TrainSection
+from genflow.engine.layers import apply_layer_settings
 from genflow.field_estimators import AverageVelocity
 from genflow.layers import tangents
 from genflow.layers.transformer import RMSNorm, TransformerLayer
@@ -32,13 +34,15 @@ SMALL = {
 }
 
 
-def make_backbone(broken=True, **options):
-    """A backbone in float64; with ``broken`` nothing starts at zero any more."""
+def make_backbone(broken=True, training=None, **options):
+    """A backbone in float64; with ``broken`` nothing starts at zero any more; ``training`` is for its layers."""
     torch.manual_seed(0)
     backbone = PixelTransformer(SIZE, PATCH, **{"width": WIDTH, **SMALL, **options}).double()
     if broken:
         for parameter in backbone.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
+    if training:
+        apply_layer_settings(backbone, TrainSection(max_iters=1, **training))
     return backbone
 
 
@@ -271,7 +275,7 @@ def test_checkpointing_changes_nothing_and_computes_tangents_once(count, autocas
     results = []
     for checkpointing in (False, True):
         rows.clear()
-        backbone = make_backbone(checkpointing=checkpointing)
+        backbone = make_backbone(training={"checkpointing": checkpointing})
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             results.append(loss_and_gradients(backbone, count, dtype))
         assert rows == ([] if count is None else [3, 3, 3])
@@ -295,20 +299,22 @@ def kept_for_backward(backbone, count):
 
 
 def test_checkpointing_keeps_less_and_only_while_training(monkeypatch):
-    plain, checkpointed = make_backbone(), make_backbone(checkpointing=True)
+    plain, checkpointed = make_backbone(), make_backbone(training={"checkpointing": True})
     assert kept_for_backward(checkpointed, 3) < 0.5 * kept_for_backward(plain, 3)
     assert kept_for_backward(checkpointed.eval(), 3) == kept_for_backward(plain.eval(), 3)
-    rows = count_calls(monkeypatch, torch.utils.checkpoint, "checkpoint")
-    with torch.no_grad():
-        checkpointed.train().directional(make_input(), condition_of(), make_input(3, seed=2))
-    assert not rows
+    calls = []
+    monkeypatch.setattr(tangents, "checkpoint", lambda run, *inputs, **options: calls.append(run) or run(*inputs))
+    for graph, count in ((False, 0), (True, 3)):
+        with torch.set_grad_enabled(graph):
+            checkpointed.train().directional(make_input(), condition_of(), make_input(3, seed=2))
+        assert len(calls) == count
 
 
-def check_compiled(count, **options):
+def check_compiled(count, **training):
     """The smallest network with a layer, compiled, against the same one as it is."""
     torch._dynamo.reset()
     sizes = {"width": 8, "heads": 1, "depth": 1, "auxiliary_depth": None}
-    compiled = make_backbone(**sizes, compile=True, **options)
+    compiled = make_backbone(**sizes, training={"compile": True, **training})
     loss, moved, gradients = loss_and_gradients(make_backbone(**sizes), count, torch.float32)
     again, moved_again, found = loss_and_gradients(compiled, count, torch.float32)
     assert torch.allclose(again, loss, rtol=1e-5)
@@ -335,7 +341,7 @@ def test_compiled_code_is_the_layers():
 
 
 def test_initial_values():
-    """Standard deviations of spec 2.6, each within what a sample of its size allows."""
+    """Standard deviations of docs/pmf.md, P11, each within what a sample of its size allows."""
     torch.manual_seed(0)
     backbone = PixelTransformer(8, 4, 64, **{**SMALL, "bottleneck": 32, "class_tokens": 8, "num_classes": 100})
 

@@ -60,9 +60,8 @@ def test_no_repeats_are_refused():
 
 def test_features_have_the_shapes_of_the_encoders():
     from genflow.config.graph import ComponentGraph
-    from genflow.config.recipe import load_recipe
 
-    method = drift_loss._on_meta(ComponentGraph.from_recipe(load_recipe(RECIPE, list(SMALL))), RECIPE)
+    method = drift_loss._on_meta(ComponentGraph.load(RECIPE, list(SMALL)), RECIPE)
     features = drift_loss.random_features(method, torch.float32, torch.device("cpu"))
     assert features["layer1"].generated.shape == (2, 5, 16, 32) and features["layer1"].generated.requires_grad
     assert features["global"].negative.shape == (2, 4, 1, 64)

@@ -13,7 +13,6 @@ from genflow.benchmarks import timing
 from genflow.benchmarks.inverse import InverseOptions, _best, benchmark_inverse, random_method
 from genflow.benchmarks.timing import compare, facts, interleaved, matrix_rate, memory, paired, record
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.errors import UserError
 from genflow.generators.flow import FlowGenerator
 from genflow.generators.reverse import OnePassGenerator
@@ -121,7 +120,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def graph():
-    return ComponentGraph.from_recipe(load_recipe(RECIPE, TINY))
+    return ComponentGraph.load(RECIPE, TINY)
 
 
 def test_random_networks_have_no_idle_part_and_stay_finite(graph):
@@ -158,7 +157,7 @@ def test_record_of_the_two_inverses():
         for side in ("a", "b"):
             sums = [run + decode for run, decode in zip(entry[f"runs_{side}"], entry["runs_decoder"], strict=True)]
             assert decoded[f"runs_{side}"] == sums
-    network = random_method(ComponentGraph.from_recipe(load_recipe(RECIPE, TINY))).generator.network
+    network = random_method(ComponentGraph.load(RECIPE, TINY)).generator.network
     assert report["batches"][0]["memory_a"]["weights"] == 4 * sum(
         tensor.numel() for tensor in (*network.parameters(), *network.buffers())
     )
@@ -177,10 +176,10 @@ def test_both_sides_start_from_the_same_noise_and_labels(monkeypatch):
         monkeypatch.setattr(cls, name, call)
 
     spy(FlowGenerator, "forward")
-    spy(OnePassGenerator, "counted")
+    spy(OnePassGenerator, "evaluate")
     benchmark_inverse(RECIPE, InverseOptions(batches=[2], repeats=1, guidance=1.5), TINY)
-    reference, *others = seen["forward"] + seen["counted"]
-    assert len(seen["forward"]) == 2 and len(seen["counted"]) == 3  # with those that measure memory
+    reference, *others = seen["forward"] + seen["evaluate"]
+    assert len(seen["forward"]) == 2 and len(seen["evaluate"]) == 3  # with those that measure memory
     assert reference[2].tolist() == [1.5, 1.5]
     for other in others:
         assert all(torch.equal(*pair) for pair in zip(reference, other, strict=True))

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from genflow.config import slots
-from genflow.config.slots import Mismatch, Node, Reference, Section, check, check_section, signature_of
+from genflow.config.slots import Argument, Mismatch, Node, Reference, Section, check, check_section, signature_of
 from genflow.errors import UserError, nearest, reason, shown
 from genflow.losses.base import Loss
 from genflow.losses.squared_error import SquaredError
@@ -199,19 +199,19 @@ class Bare(Loss):
 
 def test_signatures_follow_keyword_arguments_to_base_classes():
     expected = {
-        "extra": (int, True),
-        "scale": (float, False),  # Child may pass it on itself, as it does here
-        "mode": (Literal["a", "b"], False),
-        "strict": (bool, False),
+        "extra": Argument(int, True),
+        "scale": Argument(float, False),  # Child may pass it on itself, as it does here
+        "mode": Argument(Literal["a", "b"], False, "a"),
+        "strict": Argument(bool, False, False),
     }
     assert signature_of(Child) == expected == signature_of(Grandchild)
-    assert signature_of(Closed) == {"only": (int, True)}
-    assert signature_of(Base)["scale"] == (float, True)
+    assert signature_of(Closed) == {"only": Argument(int, True)}
+    assert signature_of(Base)["scale"] == Argument(float, True)
     assert signature_of(Bare) == {}
 
 
 def test_annotations_that_cannot_be_resolved_allow_anything():
-    assert signature_of(Unresolvable) == {"a": (Any, True), "b": (Any, False)}
+    assert signature_of(Unresolvable) == {"a": Argument(Any, True), "b": Argument(Any, False)}
 
 
 def test_every_argument_of_a_built_in_component_is_typed():
@@ -221,7 +221,7 @@ def test_every_argument_of_a_built_in_component_is_typed():
             signature = signature_of(cls)  # of mmengine's and torch's, too
             if cls.__module__.startswith("genflow."):
                 assert set(kind.supplied) <= set(signature)
-                arguments = {key: hint for key, (hint, _) in signature.items() if key not in kind.supplied}
+                arguments = {key: entry.annotation for key, entry in signature.items() if key not in kind.supplied}
                 untyped += [f"{name}.{key}" for key, hint in arguments.items() if hint is Any]
     assert untyped == []
 

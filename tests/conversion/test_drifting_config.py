@@ -21,7 +21,7 @@ PIXEL = {"input_size": 256, "patch_size": 16, "in_channels": 3, "out_channels": 
 BASE = {"cond_dim": 768, "hidden_size": 768, "depth": 12, "num_heads": 12}
 LARGE = {"cond_dim": 1024, "hidden_size": 1024, "depth": 24, "num_heads": 16}
 MAE = {"num_classes": 1000, "layers": [3, 4, 6, 3], "patch_size": 2, "dropout_prob": 0.0, "use_bf16": True}
-#: In the words of the vectors' configurations, with the sizes of spec 2.1 and 5.1.
+#: In the words of the vectors' configurations, with the sizes of docs/drifting.md, D2 and D11.
 RELEASED = {
     "drift_ablation_imagenet": {**GENERATOR, **LATENT, **BASE, "attn_fp32": True},
     "drift_b2_imagenet": {**GENERATOR, **LATENT, **BASE, "attn_fp32": False},
@@ -90,7 +90,7 @@ def test_bfloat16_attention_fits_its_recipe(release):
     _, config, arrays = release.golden("pixel_like")
     release.write({**config, "use_bf16": True, "attn_fp32": False}, arrays)
     release.convert(release.recipe(config, attention_precision="bfloat16"))
-    assert load_recipe("run/recipe.yaml").model.backbone.attention_precision == "bfloat16"
+    assert load_recipe("run/recipe.yaml")["model"]["backbone"]["attention_precision"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_published_encoders(name):
 
 
 def test_names_of_an_encoder():
-    """All of the table in spec 15.2, and the layout of kernels."""
+    """All names of a published encoder, and the layout of kernels."""
     network = LatentMAE(3, 32, width=8, depths=[1, 2, 1, 1], patch_size=2, num_classes=5, decoder=True)
     arrays = to_jax(network.state_dict())
     ends = {"conv": ("kernel",), "norm": ("scale", "bias")}

@@ -11,7 +11,7 @@ from genflow.condition import Condition
 from genflow.config.recipe import load_recipe
 from genflow.conversion.drifting import to_jax
 from genflow.feature_encoders.latent_mae import LatentMAE
-from genflow.runs.folder import load_generator, load_method, open_run
+from genflow.runs.folder import open_run
 
 TOLERANCE = 1e-5  # of the largest entry, as the README of the vectors says
 RUN = Path("run")
@@ -38,11 +38,11 @@ def test_a_generator_becomes_a_run_with_its_samples(release, name):
     recipe = release.recipe(config)
     assert release.convert(recipe) == recipe
     assert sorted(os.listdir(RUN)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
-    assert load_recipe(RUN / "recipe.yaml").to_dict() == load_recipe(recipe).to_dict()
+    assert load_recipe(RUN / "recipe.yaml") == load_recipe(recipe)
     metrics = json.loads((RUN / "metrics.json").read_text())
     assert metrics["converted_from"]["file"] == "ema_params.msgpack"
     assert metrics["generator"]["generator_params"] == sum(value.numel() for value in arrays.values())
-    generator = load_generator(open_run(RUN), RUN)
+    generator = open_run(RUN).generator()
     labels, style = (torch.from_numpy(archive[key]).long() for key in ("labels", "noise_labels"))
     condition = Condition(labels=labels, guidance=torch.from_numpy(archive["cfg_scale"]), style=style)
     expected = channels_first(archive["samples"])
@@ -58,7 +58,7 @@ def test_an_encoder_becomes_a_run_without_its_decoder(release, decoder):
     release.write(ENCODER, arrays)
     release.convert(release.recipe(ENCODER))
     expected = {name: value for name, value in network.state_dict().items() if not name.startswith("decoder.")}
-    found = load_method(open_run(RUN), RUN).encoder.state_dict()
+    found = open_run(RUN).method().encoder.state_dict()
     assert found.keys() == expected.keys() and all(found[name].equal(value) for name, value in expected.items())
 
 
@@ -67,7 +67,7 @@ def test_bfloat16_weights_are_exact(release):
     narrow = {path: value.bfloat16() for path, value in arrays.items()}
     release.write(config, narrow)
     release.convert(release.recipe(config))
-    state = load_generator(open_run(RUN), RUN).network.state_dict()
+    state = open_run(RUN).generator().network.state_dict()
     assert all(value.dtype == torch.float32 for value in state.values())
     assert state["labels.weight"].equal(narrow["Embed_0/embedding"].float())
 

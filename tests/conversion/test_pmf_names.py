@@ -10,7 +10,6 @@ import torch
 from genflow.analysis.description import build_on_meta
 from genflow.analysis.flops import count_generator
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.conversion.pmf import from_torch, plain_name, to_torch
 from genflow.conversion.pmf_release import convert_pmf
 from genflow.errors import UserError
@@ -18,7 +17,7 @@ from genflow.errors import UserError
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pmf"
 OFFICIAL = json.loads((GOLDEN / "official_shapes.json").read_text())
-# Parameters of the generator, and with both heads (spec 12).
+# Parameters of the generator, and with both heads.
 SIZES = {
     "b16_imagenet256": (118_234_240, 175_474_304),
     "l16_imagenet256": (410_320_768, 511_789_696),
@@ -30,7 +29,7 @@ SIZES = {
 
 
 def graph_of(size):
-    return ComponentGraph.from_recipe(load_recipe(ROOT / "recipes" / f"pmf_{size}.yaml", {"model.perceptual": None}))
+    return ComponentGraph.load(ROOT / "recipes" / f"pmf_{size}.yaml", {"model.perceptual": None})
 
 
 def official_state(size):
@@ -117,7 +116,7 @@ def test_sampling_settings(size, noise_scale, guidance, interval, average):
     graph = graph_of(size)
     generator = build_on_meta(graph, for_training=False).generator
     assert (generator.noise_scale, generator.default_guidance, generator.interval) == (noise_scale, guidance, interval)
-    averages = graph.settings().ema
+    averages = graph.section("ema")
     assert {rule.half_life for rule in averages.values()} == {500e3, 1000e3, 2000e3}
     assert next(iter(averages.items())) == (f"half_life_{average}", averages[f"half_life_{average}"])
     assert all(name == f"half_life_{rule.half_life / 1000:g}" for name, rule in averages.items())

@@ -1,4 +1,4 @@
-"""Random resized crops: golden numbers, the law of the boxes, invariants of the resampling (pMF spec 7)."""
+"""Random resized crops: golden numbers, the law of the boxes, invariants of the resampling (docs/pmf.md, P9)."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 from genflow.data.crops import crop_resize, draw_boxes
 from genflow.draws import Draws
 
-GOLDEN = Path(__file__).parent / "golden" / "pmf" / "crop_resize.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "pmf" / "crop_resize.npz"
 
 
 def draws(count, seed=0):

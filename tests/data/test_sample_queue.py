@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.data.sample_queue import QueueSection, RingBuffers, SampleQueue
+from genflow.data.sample_queue import QueueSection, RingBuffers, SampleQueue, widened
 from genflow.draws import Draws
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "drifting" / "memory_bank.npz"
@@ -74,8 +74,9 @@ def test_storage_rounds(storage, step):
     ring = RingBuffers(1, 2, storage)
     ring.push(samples, torch.tensor([0]))
     assert ring.entries.dtype == getattr(torch, storage)
-    found = ring.read(torch.tensor([0]), torch.tensor([[0]]))[0, 0]
-    assert found.dtype == torch.float32
+    stored = ring.read(torch.tensor([0]), torch.tensor([[0]]))[0, 0]
+    found = widened(stored)
+    assert stored.dtype == ring.entries.dtype and found.dtype == torch.float32
     errors = (found - samples[0]).abs()
     assert step / 3 <= errors.max() <= step * 1.0001
     # What was read is kept as it is.
@@ -86,7 +87,7 @@ def test_storage_rounds(storage, step):
 def test_pixels_beyond_the_range_are_clipped():
     ring = RingBuffers(1, 1, "uint8")
     ring.push(numbers(-1.2, 1.3).view(1, 2), torch.tensor([0]))
-    assert ring.read(torch.tensor([0]), torch.tensor([[0]])).flatten().tolist() == [-1, 1]
+    assert widened(ring.read(torch.tensor([0]), torch.tensor([[0]]))).flatten().tolist() == [-1, 1]
 
 
 def queue(per_class=8, overall=20, **more):

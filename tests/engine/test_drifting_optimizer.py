@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genflow.config.sections import AverageSection
+from genflow.config.sections import AverageSection, TrainSection
 from genflow.draws import Draws
 from genflow.engine.averages import WeightAverage
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
@@ -38,8 +38,7 @@ def test_rates(name):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=case["learning_rate"])
     schedule = schedule_of(optimizer, case)
     for step, expected in zip(ARCHIVE[f"lr/{name}/steps"], ARCHIVE[f"lr/{name}/values"], strict=True):
-        schedule.last_step = int(step)
-        schedule.apply()
+        schedule.load_state_dict({"last_step": int(step)})
         # The stored ones are float32, whose steps are 1.2e-7.
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=0, abs=2e-7 * case["learning_rate"])
 
@@ -56,7 +55,7 @@ class Given(Method):
     def after_update(self):
         self.updates += 1
 
-    def forward(self, labels, draws, mode):
+    def forward(self, labels, draws):
         gradients = {name: torch.from_numpy(ARCHIVE[f"traj/grads/{name}"][self.updates]) for name in NAMES}
         return {"loss": sum((gradients[name] * getattr(self, name)).sum() for name in NAMES)}
 
@@ -75,7 +74,7 @@ def test_updates():
     weights = dict(model.named_parameters())
     average = WeightAverage(weights, AverageSection(decay=settings["ema_decay"]))
     runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
-    loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), 8, 1, seed=0)
+    loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), TrainSection(8), seed=0)
     norms = ARCHIVE["traj/grad_global_norm"]
     assert (norms > settings["max_grad_norm"]).any() and (norms < settings["max_grad_norm"]).any()
     for step, norm in enumerate(norms):

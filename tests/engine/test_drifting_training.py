@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from genflow.config.recipe import dump_yaml
+from genflow.data.queue_feed import QueueFeed
 from genflow.engine.loop import UpdateLoop
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
-from genflow.methods import Drifting
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 from genflow.weights import read_checkpoint, read_state, read_weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_run_trains_and_samples(finished):
     filled = read_state(queue_file(finished, 6))
     assert filled["overall.filled"].tolist() == [40]
     assert filled["class.filled"].max() == 8
-    generator = load_generator(open_run(finished), finished)
+    generator = open_run(finished).generator()
     assert len(generator.sample(torch.arange(10), seed=0).flatten(1).unique(dim=0)) == 10
 
 
@@ -152,13 +152,13 @@ def test_the_queue_matters_for_exactness(finished, tmp_path):
 def observed(monkeypatch):
     """The update of every batch that is pushed to a queue, in order."""
     updates = []
-    observe = Drifting.observe
+    push = QueueFeed.push
 
-    def noted(method, batch):
+    def noted(feed, batch):
         updates.append(batch["draws"].positions[0].item() // BATCH)
-        observe(method, batch)
+        push(feed, batch)
 
-    monkeypatch.setattr(Drifting, "observe", noted)
+    monkeypatch.setattr(QueueFeed, "push", noted)
     return updates
 
 

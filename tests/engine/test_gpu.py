@@ -23,7 +23,7 @@ def test_draws_are_those_of_the_cpu():
 
 def test_biflow_trains_in_bfloat16_and_samples(tmp_path):
     from genflow.engine.train import TrainOptions, train
-    from genflow.runs.folder import load_generator, open_run
+    from genflow.runs.folder import open_run
 
     short = {"train_cfg.max_iters": 5, "optim_wrapper.precision": "bfloat16", "evaluation.per_class": 5}
     overrides = {**short, **{f"prerequisites.teacher.recipe.{key}": value for key, value in short.items()}}
@@ -31,7 +31,7 @@ def test_biflow_trains_in_bfloat16_and_samples(tmp_path):
     losses = [json.loads(line)["loss"] for line in (work_dir / "scalars.jsonl").read_text().splitlines()]
     assert len(losses) == 5
     labels = torch.arange(10)
-    graph = open_run(work_dir)
-    on_gpu = load_generator(graph, work_dir, "cuda").sample(labels.cuda(), seed=0)
-    on_cpu = load_generator(graph, work_dir, "cpu").sample(labels, seed=0)
+    trained = open_run(work_dir)
+    on_gpu = trained.generator("cuda").sample(labels.cuda(), seed=0)
+    on_cpu = trained.generator("cpu").sample(labels, seed=0)
     assert (on_gpu.cpu() - on_cpu).abs().max() < 0.05

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from genflow.config.sections import TrainSection
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop, seed_step
 from genflow.methods.base import Method
@@ -22,7 +23,7 @@ class Linear(Method):
     def after_update(self):
         self.updates += 1
 
-    def forward(self, images, labels, draws, mode):
+    def forward(self, images, labels, draws):
         noisy = images + draws.normal("noise", (4,))
         error = (noisy @ self.weight - labels).square()
         return {"loss": error.mean(), "error": error.mean().detach()}
@@ -43,14 +44,14 @@ def make_batch(size=6):
 
 
 def make_loop(micro_batches=1, **options):
-    return UpdateLoop(Runner(Linear(), **options), torch.utils.data.DataLoader([0]), 1, micro_batches, seed=0)
+    return UpdateLoop(Runner(Linear(), **options), torch.utils.data.DataLoader([0]), TrainSection(1, micro_batches), seed=0)
 
 
 def test_update_is_gradient_descent():
     loop, batch = make_loop(), make_batch()
     model = copy.deepcopy(loop.runner.model)
     values = loop.update(batch)
-    loss = model(**batch, mode="loss")["loss"]
+    loss = model(**batch)["loss"]
     loss.backward()
     assert values["loss"] == loss.item() == values["error"]
     assert values["grad_norm"] == pytest.approx(model.weight.grad.norm().item(), rel=1e-6)
@@ -100,22 +101,22 @@ def test_names_the_parameter_whose_gradient_is_not_finite():
             super().__init__()
             self.second = torch.nn.Parameter(torch.ones(1))
 
-        def forward(self, images, labels, draws, mode):
+        def forward(self, images, labels, draws):
             loss = self.weight.square().sum() + (self.second - 1).abs().sum().sqrt()
             return {"loss": loss}
 
-    loop = UpdateLoop(Runner(Two(), clip=1.0), torch.utils.data.DataLoader([0]), 1, 1, seed=0)
+    loop = UpdateLoop(Runner(Two(), clip=1.0), torch.utils.data.DataLoader([0]), TrainSection(1), seed=0)
     with pytest.raises(TrainingDiverged, match="first such gradient: second"):
         loop.update(make_batch())
 
 
 def test_stops_when_only_a_gradient_is_not_finite():
     class Cusp(Linear):
-        def forward(self, images, labels, draws, mode):
+        def forward(self, images, labels, draws):
             loss = (self.weight - 1).abs().sum().sqrt()  # 0 with an infinite slope
             return {"loss": loss}
 
-    loop = UpdateLoop(Runner(Cusp()), torch.utils.data.DataLoader([0]), 1, 1, seed=0)
+    loop = UpdateLoop(Runner(Cusp()), torch.utils.data.DataLoader([0]), TrainSection(1), seed=0)
     with pytest.raises(TrainingDiverged, match="grad_norm = nan; first such gradient: weight"):
         loop.update(make_batch())
 

@@ -23,11 +23,22 @@ class Pixels(Codec):
         return samples
 
 
+class Network(torch.nn.Module):
+    """What a generator asks of its network."""
+
+    num_classes = 10
+
+    def __init__(self, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.image_shape = image_shape
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+
 class Noise(Generator):
     """Returns its noise."""
 
     def __init__(self, noise_shape: tuple[int, int, int] = (1, 8, 8)):
-        super().__init__(torch.nn.Identity(), Pixels(), noise_shape, 10)
+        super().__init__(Network(noise_shape), Pixels())
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         return noise

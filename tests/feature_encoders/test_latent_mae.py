@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genflow.analysis.flops import count_encoder
 from genflow.errors import UserError
 from genflow.feature_encoders import LatentMAE
 from genflow.feature_encoders.base import MaskedEncoder
@@ -163,6 +164,37 @@ def test_patches_are_in_the_order_row_column_channel():
     assert found.shape == (3, 32, 2, 2)
     for row, column, channel in ((0, 0, 1), (0, 3, 0), (2, 1, 1)):
         assert torch.equal(found[:, (row * 4 + column) * 2 + channel], x[:, channel, row::4, column::4])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch scripts functions of its own at the first jvp
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_patches_are_permuted_axes_also_of_tangents_and_in_graphs(patch_size):
+    net, x = encoder(patch_size=patch_size), samples()
+    side = 8 // patch_size
+    cells = x.reshape(3, 2, side, patch_size, side, patch_size).permute(0, 3, 5, 1, 2, 4)
+    expected = cells.reshape(3, 2 * patch_size**2, side, side)
+    assert net.patches(x).equal(expected)
+    assert torch.func.jvp(net.patches, (torch.zeros_like(x),), (x,))[1].equal(expected)
+    assert torch.compile(net.patches, fullgraph=True, backend="aot_eager")(x).equal(expected)
+
+
+def test_features_compile_to_one_graph():
+    net, x = shaken(encoder(depths=(1,), windows=(2,))), samples()
+    expected, found = net(x), torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+def test_counts_are_those_of_the_convolutions_on_the_meta_device_too():
+    """Stem, two convolutions a block and one for the first shortcut of a stage that halves; norms count apart."""
+    net = encoder(patch_size=2, depths=(1, 1), num_classes=0)
+    found = count_encoder(net, net.image_shape)
+    assert count_encoder(net.to("meta"), net.image_shape) == found
+    first, second = 8 * 8 * 9 * 16, 16 * 16 * 9 * 4
+    by_hand = {"stem.conv": 8 * 8 * 9 * 16, "stages.0.0.conv1": first, "stages.0.0.conv2": first}
+    by_hand |= {"stages.1.0.conv1": second // 2, "stages.1.0.conv2": second, "stages.1.0.shortcut.conv": 8 * 16 * 4}
+    assert {name: found.by_component[name] for name in by_hand} == by_hand
 
 
 @torch.no_grad()

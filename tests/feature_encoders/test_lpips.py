@@ -1,5 +1,7 @@
 """LPIPS against the package lpips on the same random VGG16, and its behaviour where all channels are 0."""
 
+import copy
+import itertools
 import sys
 import warnings
 
@@ -7,11 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from genflow.analysis import flops
 from genflow.errors import UserError
 from genflow.feature_encoders import LPIPS
+from genflow.feature_encoders.unit_features import unit_features
 from genflow.losses import FeatureDistance
 
 lpips = pytest.importorskip("lpips")
+
+#: Layers of torchvision's VGG16 after which a feature is taken.
+TAPS = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3", 29: "relu5_3"}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def test_gradient_is_finite_where_all_channels_are_zero(ours, weights, value):
         loss, prediction = ours, torch.full_like(target, -1)
     else:
         loss = FeatureDistance(LPIPS(str(weights)))
-        for layer in loss.encoder.layers:
+        for layer in loss.encoder.layers.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.bias.zero_()
         prediction = loss.encoder.mean.expand_as(target).clone()
@@ -94,6 +101,56 @@ def test_levels(ours):
         "relu4_3": (5 * 6, 512),
         "relu5_3": (2 * 3, 512),
     }
+
+
+def test_levels_are_outputs_of_torchvisions_layers(ours):
+    """Bit for bit, in both modes and of copies; compilation rounds gradients otherwise."""
+    from torchvision.models import vgg16
+
+    encoder = ours.encoder
+    with torch.device("meta"):
+        layers = vgg16(init_weights=False).features
+    layers.to_empty(device="cpu").load_state_dict(encoder.layers.state_dict())
+    layers.requires_grad_(False)
+    assert list(encoder.state_dict()) == [f"layers.{name}" for name in layers.state_dict()]
+
+    def by_hand(x):
+        maps, taken = (x - encoder.mean) / encoder.std, {}
+        for number, layer in enumerate(layers):
+            maps = layer(maps)
+            if number in TAPS:
+                taken[TAPS[number]] = unit_features(maps) * getattr(encoder, f"root_{TAPS[number]}")
+        return taken
+
+    def with_gradient(run):
+        x = images()[0].requires_grad_()
+        levels = run(x)
+        return levels, torch.autograd.grad(sum(level.square().mean() for level in levels.values()), x)[0]
+
+    expected, gradient = with_gradient(by_hand)
+    for mode in (True, False):
+        copied = copy.deepcopy(encoder).train(mode)
+        for run in (copied, copy.deepcopy(copied)):
+            found, own_gradient = with_gradient(run)
+            assert list(found) == list(expected) and own_gradient.equal(gradient)
+            assert all(found[name].equal(level) for name, level in expected.items())
+    found, own_gradient = with_gradient(torch.compile(encoder, fullgraph=True, backend="aot_eager"))
+    assert all(found[name].equal(level) for name, level in expected.items())
+    assert torch.allclose(own_gradient, gradient, rtol=0, atol=1e-5 * gradient.abs().max())
+
+
+def test_is_counted_on_the_meta_device(monkeypatch):
+    """Two or three convolutions a level, of the channels and sides that the levels have."""
+    monkeypatch.setattr(flops, "_registered", {"aten::max_pool2d": None})
+    with torch.device("meta"):
+        encoder = LPIPS("nowhere.pth")
+    found = flops.count_encoder(encoder, (3, 32, 32))
+    levels = {32: (3, 64, 64), 16: (64, 128, 128), 8: (128, *[256] * 3), 4: (256, *[512] * 3), 2: (512, *[512] * 3)}
+    by_hand = 0
+    for side, channels in levels.items():
+        by_hand += sum(side**2 * 9 * before * after for before, after in itertools.pairwise(channels))
+    assert found.generator_macs == found.by_component["layers"] == by_hand
+    assert found.by_component["layers.2"] == 32**2 * 9 * 64**2 and found.generator_params == 14_714_688
 
 
 def test_without_weights():

@@ -238,7 +238,7 @@ def part_of(features, rows):
     }
 
 
-def test_survey_of_parts_then_part_by_part_equals_all_at_once():
+def test_statistics_of_parts_then_part_by_part_equals_all_at_once():
     features, field, weights = features_of_three_shapes(), DriftingField(temperatures=TEMPERATURES), random_weights()
     whole = field(features, weights)
     rows = [slice(0, 1), slice(1, 3)]
@@ -249,7 +249,7 @@ def test_survey_of_parts_then_part_by_part_equals_all_at_once():
         next(calls)
         return part
 
-    statistics = field.survey([lambda part=part: computed(part) for part in parts])
+    statistics = field.batch_statistics([lambda part=part: computed(part) for part in parts])
     assert next(calls) == 2 * len(parts)
     drifts = [field(part, part_weights, statistics) for part, part_weights in parts]
     slopes = [gradients(drift, part) for drift, (part, _) in zip(drifts, parts, strict=True)]

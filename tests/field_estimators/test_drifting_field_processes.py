@@ -32,7 +32,7 @@ def results(rows):
     sets, weights = features(rows)
     drift = field(sets, weights)
     sum(losses.sum() for losses in drift.losses.values()).backward()
-    surveyed = field.survey([lambda row=row: features(slice(row, row + 1)) for row in range(LABELS)[rows]])
+    surveyed = field.batch_statistics([lambda row=row: features(slice(row, row + 1)) for row in range(LABELS)[rows]])
     found = {}
     for name, statistics in drift.statistics.items():
         found |= {f"{name} loss": drift.losses[name].detach(), f"{name} gradient": sets[name].generated.grad}

@@ -1,4 +1,4 @@
-"""Invariants of the affine coupling flow, and that it learns (BiFlow spec, section 4)."""
+"""Invariants of the affine coupling flow, and that it learns (docs/biflow.md, B3, B4, B7)."""
 
 import itertools
 import math

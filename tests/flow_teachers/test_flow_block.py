@@ -1,4 +1,4 @@
-"""Guidance of affine parameters (BiFlow spec, 1.7 and 2.4)."""
+"""Guidance of affine parameters (docs/biflow.md, B8, B9)."""
 
 import pytest
 import torch

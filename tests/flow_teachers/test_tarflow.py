@@ -1,4 +1,4 @@
-"""Invariants of flows, for every combination of options (BiFlow spec, section 4)."""
+"""Invariants of flows, for every combination of options (docs/biflow.md, B1 to B10)."""
 
 import itertools
 import math
@@ -321,33 +321,6 @@ def test_denoising_of_a_gaussian_is_exact_and_independent_of_the_batch():
     whole = flow.denoise(x, labels, 0.3)
     halves = torch.cat([flow.denoise(x[:2], labels[:2], 0.3), flow.denoise(x[2:], labels[2:], 0.3)])
     assert torch.allclose(whole, halves, atol=1e-12)
-
-
-def test_shift_only_flow_has_no_log_determinant_and_tracks_its_prior():
-    flow = make_flow(scaled=False)
-    x, labels = make_data()
-    flow.prior_variance.fill_(1.0)
-    trajectory = flow(x, labels)
-    assert not trajectory.log_det.any()
-    flow.update_prior(trajectory.latent)
-    square = patchify(trajectory.latent, PATCH).square().mean(dim=0)
-    assert torch.allclose(flow.prior_variance, 0.9 + 0.1 * square)
-    scaled = flow.sample_prior(torch.ones_like(x))
-    assert torch.allclose(patchify(scaled, PATCH)[0], flow.prior_variance.sqrt())
-
-
-def test_prior_of_two_processes_is_that_of_the_whole_batch(monkeypatch):
-    halves = make_data(batch=8)[0].chunk(2)
-    whole, process = make_flow(scaled=False), make_flow(scaled=False)
-    for flow in (whole, process):
-        flow.prior_variance.fill_(1.0)
-    whole.update_prior(torch.cat(halves))
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    other = patchify(halves[1], PATCH).square().mean(dim=0)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda square: square.add_(other))
-    process.update_prior(halves[0])
-    assert torch.allclose(process.prior_variance, whole.prior_variance, atol=1e-12)
 
 
 def test_weights_in_bfloat16(style):

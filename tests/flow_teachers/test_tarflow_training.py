@@ -1,4 +1,4 @@
-"""Tiny flows trained by maximum likelihood: likelihoods and samples (BiFlow spec, section 4, items 15 to 17)."""
+"""Tiny flows trained by maximum likelihood: likelihoods and samples (docs/biflow.md, B4)."""
 
 import math
 

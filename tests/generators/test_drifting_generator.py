@@ -41,6 +41,18 @@ def test_every_sample_has_its_style(monkeypatch):
     assert len(samples.flatten(1).unique(dim=0)) == 8  # label and noise are the same
 
 
+def test_styles_are_drawn_beside_the_noise():
+    generator, conditions = build(), []
+    generator.network.register_forward_pre_hook(lambda _, given: conditions.append(given[1]))
+    generator.sample(torch.arange(4), seed=3)
+    draws = Draws(3, torch.arange(4))
+    assert torch.equal(generator.draw(draws, torch.arange(4))[1].style, conditions[0].style)
+    style = generator.draw(draws[:2], torch.arange(4))[1].style
+    assert style.shape == (4, 3) and torch.equal(style, draws[:2].integers("sampling style", 7, (2, 3)).flatten(0, 1))
+    assert torch.equal(generator.draw(draws[1:2], torch.arange(2))[1].style, style[2:])
+    assert not torch.equal(generator.draw(draws[:2], torch.arange(4), prefix="")[1].style, style)
+
+
 def test_a_network_that_wants_times_is_told_those_of_one_step():
     backbone, conditions = DiT(SIDE, 2, 16, 1, 2, CHANNELS, num_classes=CLASSES), []
     backbone.register_forward_pre_hook(lambda _, given: conditions.append(given[1]))

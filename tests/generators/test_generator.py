@@ -165,10 +165,38 @@ def test_missing_condition_is_named():
         make_one_pass()(torch.zeros(1, CHANNELS, SIZE, SIZE), Condition(labels=torch.tensor([0])))
 
 
-def test_counted_computation_is_one_forward_pass():
+def test_an_evaluation_is_one_forward_pass():
     noise, condition = torch.randn(2, CHANNELS, SIZE, SIZE), Condition(labels=torch.tensor([0, 1]))
     generator = make_flow_generator()
-    assert torch.equal(generator.counted(noise, condition), generator.network(noise, condition.labels).latent)
+    assert torch.equal(generator.evaluate(noise, condition), generator.network(noise, condition.labels).latent)
     condition = Condition(labels=torch.tensor([0, 1]), guidance=torch.zeros(2))
     generator = make_one_pass()
-    assert torch.equal(generator.counted(noise, condition), generator(noise, condition))
+    assert torch.equal(generator.evaluate(noise, condition), generator(noise, condition))
+
+
+def test_what_samples_are_made_of_can_be_drawn(make):
+    generator = make()
+    noises = record_noise(generator)
+    generator.sample(LABELS, seed=5, guidance=1.5)
+    noise, condition = generator.draw(Draws(5, torch.arange(7)), LABELS, 1.5)
+    assert torch.equal(noise, noises[0]) and torch.equal(condition.labels, LABELS)
+    assert condition.guidance.tolist() == [1.5] * 7 and condition.style is None
+
+
+def test_a_draw_gives_noise_to_several_samples_that_follow_each_other(make):
+    generator, draws = make(), Draws(5, torch.arange(3))
+    labels, scales = torch.arange(3).repeat_interleave(4), torch.linspace(0, 1, 12)
+    noise, condition = generator.draw(draws, labels, scales)
+    assert noise.shape == (12, CHANNELS, SIZE, SIZE) and len(noise.flatten(1).unique(dim=0)) == 12
+    assert torch.equal(noise, draws.normal("sampling noise", (4, CHANNELS, SIZE, SIZE)).flatten(0, 1))
+    assert torch.equal(condition.guidance, scales) and torch.equal(condition.labels, labels)
+    assert torch.equal(generator.draw(draws[1:2], labels[4:8])[0], noise[4:8])
+    training = generator.draw(draws, labels, prefix="")[0]
+    assert torch.equal(training, draws.normal("noise", (4, CHANNELS, SIZE, SIZE)).flatten(0, 1))
+    assert not torch.equal(training, noise)
+
+
+def test_sizes_and_place_are_those_of_the_network(make):
+    generator = make()
+    assert generator.noise_shape == (CHANNELS, SIZE, SIZE) and generator.num_classes == CLASSES
+    assert generator.device == torch.device("cpu") and generator.to("meta").device == torch.device("meta")

@@ -26,6 +26,7 @@ class Formula(Backbone):
         self.function = function
         self.num_classes = num_classes
         self.calls = []
+        self.weight = torch.nn.Parameter(torch.zeros(()))  # a generator is where its weights are
 
     def forward(self, x, condition, heads=("main",)):
         self.calls.append(condition)

@@ -75,7 +75,7 @@ def test_effective_scale(scale, mixing, effective):
 
 
 def test_the_model_is_told_nothing():
-    assert FixedMixture(1.0, 0.5).tells == ()
+    assert FixedMixture(1.0, 0.5).condition_fields == ()
     condition = FixedMixture(1.0, 0.5).condition(Draws(0, torch.arange(6)), LABELS, TIMES)
     assert condition == Condition(labels=LABELS)
 

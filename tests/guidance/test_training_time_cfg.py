@@ -1,4 +1,4 @@
-"""The algebra of guidance in training, and the law of its draws (BiFlow spec 3.6, items 26 and 27)."""
+"""The algebra of guidance in training, and the law of its draws (docs/biflow.md, B17)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Ordinary guidance by two passes, and a scale for every group (BiFlow spec 3.6, items 26 and 28)."""
+"""Ordinary guidance by two passes, and a scale for every group (docs/biflow.md, B16)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Editing without training (BiFlow spec 3.8, section 4 item 34), on networks of random weights."""
+"""Editing without training (docs/biflow.md, B18, B19), on networks of random weights."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.flow_teachers import CouplingFlow, TARFlow
 from genflow.guidance import TrainingTimeCFG
-from genflow.inference.editing import class_edit, edit_in_batches, encode, inpaint, paste, pixel_shape, reduce_mask
+from genflow.inference.editing import class_edit, edit_pictures, encode, inpaint, paste, pixel_shape, reduce_mask
 from genflow.inverse_heads import HiddenAlignment
 from genflow.losses import SquaredError
 from genflow.methods import BiFlow
@@ -181,16 +181,20 @@ def test_paste_keeps_known_pixels_and_nothing_else():
 def test_batches_do_not_change_edits(stored):
     method = make_method(Halving())
     images, labels, _ = batch(7)
+    other = (labels + 1) % CLASSES
     images = images if stored else nn.functional.interpolate(images, scale_factor=2)
 
-    def edit(part, positions):
+    def edit(part, old, new, draws):
         assert part.shape[1:] == method.codec.latent_shape
-        return inpaint(method, part, hole(slice(4, 8)), labels[positions], Draws(SEED, positions))
+        assert torch.equal(old, labels[draws.positions]) and torch.equal(new, other[draws.positions])
+        assert draws.seed == SEED
+        return inpaint(method, part, hole(slice(4, 8)), old, draws)
 
     def run(batch_size):
-        parts = list(edit_in_batches(method.codec, images, edit, stored, batch_size, "cpu"))
-        assert [len(before) for before, _ in parts[:-1]] == [batch_size] * (len(parts) - 1)
-        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        counts = []
+        edited = edit_pictures(method, edit, images, (labels, other), SEED, stored, batch_size, counts.append)
+        assert sum(counts) == 7 and counts[:-1] == [batch_size] * (len(counts) - 1)
+        return edited
 
     (before, after), (split_before, split_after) = run(7), run(3)
     assert torch.equal(before, split_before)

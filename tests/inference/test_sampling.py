@@ -26,11 +26,22 @@ from genflow.inference.sampling import choose_labels, sample_images
 from genflow.inference.write_images import check_out, save_grid, save_png, to_uint8, write_images
 
 
+class Network(nn.Module):
+    """What a generator asks of its network."""
+
+    image_shape = (1, 2, 2)
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.weight = nn.Parameter(torch.zeros(()))
+
+
 class Tinted(Generator):
     """Noise, brighter with the class and the scale."""
 
     def __init__(self, num_classes=3, broken=False):
-        super().__init__(torch.nn.Identity(), Identity(2, 1), (1, 2, 2), num_classes, default_guidance=0.5)
+        super().__init__(Network(num_classes), Identity(2, 1), default_guidance=0.5)
         self.broken = broken
 
     def forward(self, noise, condition):
@@ -309,12 +320,12 @@ def test_float32_without_compiling_changes_nothing(make):
 
 def test_decoding_in_bfloat16():
     labels = torch.zeros(2, dtype=torch.int64)
-    generator = Tinted()
-    generator.codec = Recording()
+    generator, codec = Tinted(), Recording()
+    generator.codec = codec
     plain = next(sample_images(generator, labels, 0, None, 2, "cpu"))
     generator = accelerate(generator, decode_precision="bfloat16")
     images = next(sample_images(generator, labels, 0, None, 2, "cpu"))
-    assert generator.codec.seen == [(2, torch.float32), (2, torch.bfloat16)]
+    assert codec.seen == [(2, torch.float32), (2, torch.bfloat16)]
     assert images.dtype == torch.float32 and 0 < (images - plain).abs().max() < 2e-3
 
 

@@ -1,4 +1,4 @@
-"""Naive and hidden distillation: what they supervise and what flows between groups (BiFlow spec 3.4, item 30)."""
+"""Naive and hidden distillation: what they supervise and what flows between groups (docs/biflow.md, B13)."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_every_state_space_runs_as_its_groups_do(states, denoise_layers):
 
 @pytest.mark.parametrize("states", ["hidden", "data"])
 def test_reverse_model_is_not_causal(states):
-    """Item 21: every token of the sample depends on every token of the noise."""
+    """Every token of the sample depends on every token of the noise."""
     backbone, condition = make_backbone(states), condition_of(0)
     jacobian = torch.autograd.functional.jacobian(lambda z: backbone(z, condition)["main"], random_images(1))
     tokens = patchify(jacobian.reshape(-1, CHANNELS, SIZE, SIZE), PATCH).abs().amax(dim=2)

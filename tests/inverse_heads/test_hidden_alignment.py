@@ -1,4 +1,4 @@
-"""Hidden alignment: which state each group faces, normalised targets, the guided chain (spec 3.4 to 3.6)."""
+"""Hidden alignment: which state each group faces, normalised targets, the guided chain (docs/biflow.md, B13, B17)."""
 
 import pytest
 import torch

@@ -115,7 +115,7 @@ def test_rotation_of_halves_is_that_of_pairs_in_another_order():
 
 
 def test_bfloat16_angles_are_far_from_exact_ones():
-    """As far as spec 14.1 says, for the published head width and length."""
+    """As far as docs/drifting.md, D3 says, for the published head width and length."""
     exact, rounded = (torch.complex(*sequence_turns(272, 64, dtype)) for dtype in (torch.float32, torch.bfloat16))
     assert torch.view_as_real(rounded).bfloat16().float().equal(torch.view_as_real(rounded))
     error = (rounded / exact).angle().abs()

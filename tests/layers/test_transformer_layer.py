@@ -1,8 +1,9 @@
-"""Attention against its definition, the size of a layer, and zero gates."""
+"""Attention against its definition and its heads, graphs and counts of a layer, its size, and zero gates."""
 
 import pytest
 import torch
 
+from genflow.analysis.flops import count_macs
 from genflow.layers.embeddings import axial_rotation, rotate
 from genflow.layers.transformer import Attention, CachedLayer, GeluFeedforward, SwiGluFeedforward, TransformerLayer
 
@@ -40,6 +41,39 @@ def test_attention_is_its_definition(causal):
     x, angles = sequence(), axial_rotation(3, WIDTH // HEADS).double()
     found = attention(x, angles=angles, causal=causal)
     assert (found - attend_by_hand(attention, x, angles, causal)).abs().max() < 1e-12
+
+
+def test_heads_are_runs_of_channels():
+    """Queries of all heads come first, then keys, then values; heads lie side by side."""
+    attention, width = Attention(WIDTH, HEADS), WIDTH // HEADS
+    joint = torch.cat([sequence(seed) for seed in range(3)], dim=-1)
+    for number, part in enumerate(attention.split(joint)):
+        for head in range(HEADS):
+            first = number * WIDTH + head * width
+            assert part[:, head].equal(joint[..., first : first + width])
+        assert attention.merge(part).equal(sequence(number))
+
+
+def test_layer_compiles_to_one_graph():
+    torch.manual_seed(0)
+    layer, angles = TransformerLayer(WIDTH, HEADS, qk_norm=True).double(), axial_rotation(3, WIDTH // HEADS).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for run in (layer, compiled):
+        x = sequence().requires_grad_()
+        value = run(x, angles=angles)
+        gradients.append([value, *torch.autograd.grad(value.square().sum(), [x, *layer.parameters()])])
+    for expected, found in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_attention_is_counted(device):
+    attention = Attention(WIDTH, HEADS).to(device)
+    count = count_macs(attention, (torch.zeros(1, LENGTH, WIDTH, device=device),))
+    products = 2 * LENGTH**2 * WIDTH
+    assert count.by_operator == {"linear": 4 * LENGTH * WIDTH**2, "scaled_dot_product_attention": products}
+    assert count.by_module == {"qkv": 3 * LENGTH * WIDTH**2, "out": LENGTH * WIDTH**2}
 
 
 def read_in_steps(cached, x, first):
@@ -101,7 +135,7 @@ def test_layer_of_a_reverse_model_has_twelve_times_width_squared_weights():
 
 
 def test_inner_widths():
-    for width, inner in ((32, 96), (24, 64), (768, 2048), (1024, 2752)):  # Drifting, spec 2.1
+    for width, inner in ((32, 96), (24, 64), (768, 2048), (1024, 2752)):  # docs/drifting.md, D2
         assert SwiGluFeedforward(width, multiple=32).down.in_features == inner
     assert SwiGluFeedforward(25, ratio=3.1).down.in_features == 51  # floor of 2/3 of 77
     assert GeluFeedforward(25).up.out_features == 100 and GeluFeedforward(25, ratio=3.1).up.out_features == 77

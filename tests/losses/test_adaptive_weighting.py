@@ -1,4 +1,4 @@
-"""Squared error per sample and its adaptive weighting (BiFlow spec 3.4, item 24)."""
+"""Squared error per sample and its adaptive weighting (docs/biflow.md, B14)."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Stage 2 of BiFlow: what is trained and what is not, the teacher's trajectory, mixed precision, overfitting.
 
-BiFlow spec 3.4 to 3.7, section 4 items 19, 20, 27, 28, 31 and 36.
+docs/biflow.md, B11 to B17.
 """
 
 import copy
@@ -273,7 +273,7 @@ def test_default_guidance_is_the_generators():
 
 
 def test_average_is_what_samples_and_projections_are_not_needed():
-    """Item 36: the generator alone, loaded without the projections, gives the same images."""
+    """The generator alone, loaded without the projections, gives the same images."""
     method = make_method(codec=AffineCodec())
     average = WeightAverage(method.trained_parameters(), AverageSection(decay=0.5))
     for step in range(3):
@@ -311,7 +311,7 @@ def test_components_that_do_not_fit_are_refused():
 
 
 def test_overfits_eight_samples_of_fixed_noise():
-    """Item 31: reconstruction falls by far more than 20 times, and G(F(x~)) is x."""
+    """Reconstruction falls by far more than 20 times, and G(F(x~)) is x."""
     method = make_method(guidance=False, width=32)
     images, labels, draws = make_batch()
     clean = method.codec.normalize(images)

@@ -1,4 +1,4 @@
-"""BiFlow's denoising modes, perceptual terms and guidance by two passes (spec 3.4 to 3.6, items 19, 30, 32 and 33)."""
+"""BiFlow's denoising modes, perceptual terms and guidance by two passes (docs/biflow.md, B13 to B17)."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_score_denoising_samples_with_one_more_evaluation_of_the_teacher():
 
 
 def test_learned_denoising_beats_none_by_the_noise():
-    """Item 32: mean squared errors to clean data differ by the variance of the noise.
+    """Mean squared errors to clean data differ by the variance of the noise.
 
     The corners of a square are far enough apart to be told under the noise; the flow is the identity.
     """
@@ -118,7 +118,7 @@ def test_learned_denoising_beats_none_by_the_noise():
 
 
 def test_eight_samples_of_fixed_noise_are_learned_by_heart():
-    """Item 31: reconstruction and alignment fall below 1e-3, and G(F(x~)) is x."""
+    """Reconstruction and alignment fall below 1e-3, and G(F(x~)) is x."""
     torch.manual_seed(0)
     teacher = TARFlow(SIZE, CHANNELS, PATCH, 16, BLOCKS, 1, CLASSES, head_width=8, prefix_tokens=2, bound=3.0)
     for parameter in teacher.parameters():

@@ -81,5 +81,5 @@ def test_a_run_without_generator_is_an_encoder_for_another_recipe(tmp_path):
     kept = {path.stem for path in (run / "prerequisites").iterdir()}
     assert kept == {"teacher", "encoder"}
     (run / "prerequisites" / "encoder.safetensors").unlink()  # sampling needs the teacher at most
-    images = load_generator(open_run(run), run).sample(torch.tensor([3]), seed=0)
+    images = open_run(run).generator().sample(torch.tensor([3]), seed=0)
     assert images.isfinite().all()

@@ -1,4 +1,4 @@
-"""Drifting: the rows of an update, micro-batches, what encoders and the network see, refusals."""
+"""Drifting: micro-batches, what encoders and the network see, refusals."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,10 @@ from torch import nn
 
 from genflow.backbones import DiT, LightningDiT
 from genflow.codecs.base import Codec
-from genflow.data.sample_queue import QueueSection
+from genflow.config.sections import TrainSection
+from genflow.data.sample_queue import QueueSection, widened
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop
-from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators import DriftingField, SinkhornField
 from genflow.guidance import NegativeMixing
@@ -94,50 +94,9 @@ def batch(update=0, seed=0, rank=0, processes=1, classes=CLASSES):
 def prepared(method, updates=3, **options):
     """The rows of the last of some updates."""
     for update in range(updates):
-        rows = method.prepare(batch(update, **options))
-    return rows
-
-
-def test_rows_of_an_update():
-    rows = prepared(build())
-    labels = rows["labels"]
-    assert rows["images"].shape == (LABELS, POSITIVES, *SHAPE)
-    assert rows["negatives"].shape == (LABELS, NEGATIVES, *SHAPE)
-    assert torch.equal(rows["images"][..., 0, 0, 0], labels.float().unsqueeze(1).expand(-1, POSITIVES))
-    seen = rows["images"][..., 0, 0, 1]
-    assert 16 <= seen.max() < 24 and seen.min() < 8  # of this update and of past ones
-    assert len(rows["draws"]) == LABELS == rows["draws"].batch_size
-    assert rows["draws"].positions.tolist() == [6, 7, 8]  # the third update's
-
-
-def test_labels_are_those_of_different_images_of_the_batch():
-    method, chosen = build(labels_per_update=BATCH), []
-    for update in range(3):
-        it = batch(update, classes=BATCH - 3)
-        labels = method.prepare(it)["labels"]
-        assert sorted(labels.tolist()) == sorted(it["labels"].tolist())
-    method = build(num_classes=BATCH)
-    for update in range(100):
-        labels = method.prepare(batch(update, classes=BATCH))["labels"]
-        assert len(labels.unique()) == LABELS
-        chosen.append(labels)
-    share = torch.bincount(torch.cat(chosen), minlength=BATCH) / (100 * LABELS)
-    assert (share - 1 / BATCH).abs().max() < 0.05
-
-
-def test_rows_are_a_function_of_seed_update_and_rank():
-    def same(one, other):
-        return all(torch.equal(one[name], other[name]) for name in ("images", "labels", "negatives"))
-
-    rows = prepared(build())
-    assert same(rows, prepared(build()))
-    assert not same(rows, prepared(build(), seed=1))
-    assert not same(rows, prepared(build(), updates=4))
-    one, other = (prepared(build(labels_per_update=4), rank=rank, processes=2) for rank in range(2))
-    assert [it["draws"].positions.tolist() for it in (one, other)] == [[8, 9], [10, 11]]
-    assert one["draws"].batch_size == 4
-    own = [it["images"][..., 0, 0, 1] % BATCH for it in (one, other)]
-    assert own[0].max() < 4 <= own[1].min()  # every process has its own queue
+        it = batch(update, **options)
+        method.feed.push(it)
+    return method.feed.rows(it)
 
 
 def test_without_classes_and_guidance():
@@ -158,7 +117,7 @@ def update(method, micro_batches=1, precision="float32"):
     """Terms and gradients of one update through the loop."""
     optimizer = AutocastOptimWrapper(torch.optim.SGD(method.trained_parameters().values(), lr=0.0), precision, None)
     runner = SimpleNamespace(model=method, optim_wrapper=optimizer)
-    loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), 1, micro_batches, seed=0)
+    loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), TrainSection(1, micro_batches), seed=0)
     values = loop.update(batch())
     return values, {name: parameter.grad.clone() for name, parameter in method.trained_parameters().items()}
 
@@ -182,12 +141,12 @@ def test_bfloat16_gradients_are_about_those_of_float32(micro_batches):
     assert nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99
 
 
-def test_one_batch_after_micro_batches_has_its_own_means():
+def test_one_batch_has_its_own_means_unless_it_is_given_others():
     method, rows = build(), prepared(build())
     alone = method(**rows)["loss"]
-    method.survey([{name: value[:1] for name, value in rows.items()}] * 2)
-    assert method(**rows)["loss"] != alone
-    method.survey([rows])
+    others = method.batch_statistics([{name: value[:1] for name, value in rows.items()}] * 2)
+    assert method(**rows, **others)["loss"] != alone
+    assert method.batch_statistics([rows]) == {}
     assert method(**rows)["loss"] == alone
 
 
@@ -273,7 +232,8 @@ def test_the_feature_that_is_not_a_number_is_named(micro_batches):
     method = build(encoders=[Broken()])
     with pytest.raises(TrainingDiverged, match=r"update 1: not finite: .*; features: roots; first such gradient: "):
         update(method, micro_batches)
-    assert build().diagnose() == ""
+    method = build()
+    assert method.diagnose([prepared(method)], {}) == ""
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -281,18 +241,10 @@ def test_parts_that_do_not_fit_are_refused():
         build(encoders=[Cells(), Cells("samples")])
     with pytest.raises(ValueError, match="two encoders have a feature 'global'"):
         build(encoders=[Cells(name="global")])
-    with pytest.raises(ValueError, match="guidance is drawn, but the DiT is not told any"):
+    with pytest.raises(ValueError, match="guidance is drawn, but the DiT does not take any"):
         build(backbone=DiT(SHAPE[1], 2, 16, 1, 2, SHAPE[0], num_classes=CLASSES))
-
-
-def test_batches_that_do_not_fit_are_refused():
-    build(labels_per_update=8).check_batch(8, 4)
-    with pytest.raises(UserError, match=r"model\.labels_per_update: found 8, expected at most .*batch_size, 7"):
-        build(labels_per_update=8).check_batch(7, 1)
-    with pytest.raises(UserError, match=r"model\.labels_per_update: found 3, expected a multiple of the 2 processes"):
-        build().check_batch(8, 2)
-    with pytest.raises(UserError, match="there is nothing to compare"):
-        build(encoders=[], compare_samples=False).check_batch(8, 1)
+    with pytest.raises(ValueError, match="there is nothing to compare"):
+        build(encoders=[], compare_samples=False)
 
 
 def test_a_field_that_needs_two_samples_refuses_one():
@@ -300,13 +252,15 @@ def test_a_field_that_needs_two_samples_refuses_one():
         build(field=SinkhornField(), samples_per_label=1)
 
 
-def test_a_batch_that_comes_again_is_pushed_once():
-    """A run that goes on after it diverged prepares the failed update a second time."""
+def test_queues_of_pixels_give_about_the_same_losses():
+    """The device makes float32 of 8-bit samples."""
     method = build()
-    prepared(method)
-    before = {name: value.clone() for name, value in method.process_state().items()}
-    again = build()
-    again.load_process_state({name: value.clone() for name, value in before.items()})
-    again.prepare(batch(2))
-    after = again.process_state()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    rows = prepared(method)
+    for name in ("images", "negatives"):
+        rows[name] = rows[name].clamp(-1, 1)
+    narrow = dict(rows)
+    for name in ("images", "negatives"):
+        narrow[name] = ((rows[name] + 1) * 127.5).round().byte()
+    loss = method(**narrow)["loss"]
+    assert loss == method(**{**rows, **{name: widened(narrow[name]) for name in ("images", "negatives")}})["loss"]
+    assert loss.item() == pytest.approx(method(**rows)["loss"].item(), rel=0.01)

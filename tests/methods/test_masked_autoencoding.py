@@ -8,7 +8,6 @@ import torch
 
 from genflow.codecs import Identity
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.data import Digits
 from genflow.draws import Draws
 from genflow.engine.train import TrainOptions, train
@@ -230,10 +229,10 @@ def test_another_recipe_gets_the_encoder(tmp_path):
             "terms": {"mae": {"loss": {"type": "FeatureDistance", "encoder": "$encoder"}}},
         },
     }
-    graph = ComponentGraph.from_recipe(load_recipe(RECIPE.parent / "pmf_digits.yaml", user))
+    graph = ComponentGraph.load(RECIPE.parent / "pmf_digits.yaml", user)
     distance = graph.build(lambda name: read_artifact(work_dir)).perceptual.losses["mae"]
     images = Digits("test").images
-    trained = load_method(open_run(work_dir), work_dir).encoder
+    trained = open_run(work_dir).method().encoder
     for name, value in distance.encoder(images[:3]).items():
         assert torch.equal(value, trained(images[:3])[name])
     assert (distance(images[:3], images[3:6]) > 0).all() and distance.encoder.decoder is None

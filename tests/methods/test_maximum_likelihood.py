@@ -1,7 +1,4 @@
-"""Stage 1: the likelihood loss on known densities, its precision, its samples (BiFlow spec 1.4 to 1.8).
-
-Section 4 items 12 and 14 to 17.
-"""
+"""Stage 1: the likelihood loss on known densities, its precision, its samples (docs/biflow.md, B4 to B10)."""
 
 import math
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
@@ -44,7 +43,7 @@ def overrides(**more):
 
 
 def build(**more):
-    graph = ComponentGraph.from_recipe(load_recipe(RECIPE, overrides(**more)))
+    graph = ComponentGraph.load(RECIPE, overrides(**more))
     torch.manual_seed(0)
     method = graph.build()
     with torch.no_grad():

@@ -256,7 +256,8 @@ def test_guided_target(name):
     close(condition.interval[:, 1], golden["mid/t_max"])
     z, conditional = golden["mid/z_t"], golden["mid/v_t"]
     close(method.field.conditional(z, golden["in/images"], times.t), conditional)
-    dropped = method.guidance.dropped(draws.whole(), method.times(draws.whole()).equal)[draws.places]
+    whole = draws.global_batch()
+    dropped = method.guidance.dropped(whole, method.times(whole).equal)[draws.batch_indices]
     assert torch.where(dropped, method.num_classes, labels).equal(golden["mid/labels_after_drop"].long())
     for nothing, key in ((torch.zeros_like(dropped), "mid/v_g_before_drop"), (dropped, "mid/v_g")):
         guided = method._guide(z, conditional, condition, times, nothing)
@@ -344,6 +345,6 @@ def test_times_intervals_and_dropped_labels(case):
     interval = guidance.condition(draws, labels, times).interval
     close(interval[:, 0], golden[f"{case}/t_min"])
     close(interval[:, 1], golden[f"{case}/t_max"])
-    dropped = guidance.dropped(draws.whole(), sampler(draws.whole()).equal)[draws.places]
+    dropped = guidance.dropped(draws.global_batch(), sampler(draws.global_batch()).equal)[draws.batch_indices]
     assert torch.where(dropped, config["null_label"], labels).equal(golden[f"{case}/labels_after"].long())
     assert (~dropped).equal(golden[f"{case}/kept_guidance"].bool().flatten())

@@ -12,7 +12,6 @@ from genflow.backbones import DiT
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.codecs import Identity
 from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.train import TrainOptions, train
@@ -255,7 +254,7 @@ def test_a_backbone_that_is_told_guidance_needs_one_that_tells(option, name):
 
 
 def graph_of(recipe, **overrides):
-    return ComponentGraph.from_recipe(load_recipe(ROOT / "recipes" / recipe, overrides))
+    return ComponentGraph.load(ROOT / "recipes" / recipe, overrides)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The perceptual slot: one crop for a pair and all terms, gradients, and the section of a recipe (spec 4, item 33)."""
+"""The perceptual slot: one crop for a pair and all terms, gradients, and the section of a recipe (docs/pmf.md, P9)."""
 
 import pytest
 import torch

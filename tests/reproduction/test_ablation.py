@@ -50,7 +50,7 @@ def test_every_run_of_a_plan_is_a_valid_recipe_and_fits_its_teacher(plan, tmp_pa
     assert len({job.work_dir for job in jobs}) == len(jobs)
     teachers = {}
     for job in jobs:
-        recipe = load_recipe(job.recipe, job.overrides).to_dict()
+        recipe = load_recipe(job.recipe, job.overrides)
         ComponentGraph.from_recipe(recipe, str(job.recipe))
         if not job.needs:
             teachers[job.work_dir] = recipe

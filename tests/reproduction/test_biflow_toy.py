@@ -56,7 +56,7 @@ def test_recipes_train_sample_and_draw_scatter_pictures(run_dir):
     for folder, step in ((run_dir, 4), (run_dir.parent / "flow_toy", 3)):
         picture = Image.open(folder / "samples" / f"step_{step:08d}.png")
         assert picture.size == (480, 480)
-        samples = load_generator(open_run(folder), folder).sample(torch.zeros(5, dtype=torch.int64), seed=0)
+        samples = open_run(folder).generator().sample(torch.zeros(5, dtype=torch.int64), seed=0)
         assert samples.shape == (5, 2, 1, 1) and samples.isfinite().all()
 
 
@@ -66,7 +66,7 @@ def test_states_of_both_rows(run_dir, drawn):
     assert all(state.shape == (300, 2, 1, 1) for state in (*forward, *reverse))
     assert (forward[1] - forward[0]).std() == pytest.approx(0.08, rel=0.15)
     graph = open_run(run_dir)
-    teacher = load_generator(open_run(run_dir.parent / "flow_toy"), run_dir.parent / "flow_toy").network
+    teacher = open_run(run_dir.parent / "flow_toy").generator().network
     for state, expected in zip(forward[1:], teacher(forward[1]).states, strict=True):
         assert torch.equal(state, expected)
     # The samples are those of the exported, averaged weights, on the same noise.
@@ -78,8 +78,8 @@ def test_states_of_both_rows(run_dir, drawn):
 def test_hidden_states_are_seen_through_averaged_projections_in_the_scale_of_the_states(run_dir, drawn):
     z, projected = drawn[1][1][-1], drawn[1][1][1:-1]
     state = read_checkpoint(find_checkpoints(run_dir)[-1])
-    average, hidden = state["averages"]["main"], load_generator(open_run(run_dir), run_dir).network.embed(z)
-    network = load_generator(open_run(run_dir), run_dir).network
+    average, hidden = state["averages"]["main"], open_run(run_dir).generator().network.embed(z)
+    network = open_run(run_dir).generator().network
     for index in reversed(range(BLOCKS)):
         hidden = network.group(index, hidden, None)
         weight, bias = (average[f"inverse.projections.{index}.{part}"] for part in ("weight", "bias"))

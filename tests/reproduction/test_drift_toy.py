@@ -34,7 +34,7 @@ def test_runs_keep_samples_from_the_start_to_the_artifact(out):
         points = drift_toy.read_points(out / start)
         assert list(points) == [0, 2, 4, 6, 8, 10]
         assert all(value.shape == (2000, 2) for value in points.values())
-        generator = load_generator(open_run(out / start), out / start)
+        generator = open_run(out / start).generator()
         assert torch.equal(points[UPDATES], drift_toy.draw_samples(generator, 2000))
 
 

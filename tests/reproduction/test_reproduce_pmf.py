@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def test_every_run_of_the_ablation_is_a_valid_recipe_and_all_differ(tmp_path):
     jobs = jobs_of(reproduce_pmf.PAPER_ROWS, RECIPES, tmp_path, [0], threads=1)
-    recipes = [load_recipe(job.recipe, job.overrides).to_dict() for job in jobs]
+    recipes = [load_recipe(job.recipe, job.overrides) for job in jobs]
     for job, recipe in zip(jobs, recipes, strict=True):
         ComponentGraph.from_recipe(recipe, str(job.recipe))
         assert not job.needs
@@ -27,7 +27,7 @@ def test_every_run_of_the_ablation_is_a_valid_recipe_and_all_differ(tmp_path):
 @pytest.mark.parametrize("dimensions", reproduce_pmf.DIMENSIONS)
 def test_the_toys_differ_in_the_prediction_alone(dimensions, tmp_path):
     pair = [job for job in reproduce_pmf.toy_jobs(RECIPES, tmp_path) if job.work_dir.name.endswith(f"_{dimensions}")]
-    x, u = (load_recipe(job.recipe, job.overrides).to_dict() for job in pair)
+    x, u = (load_recipe(job.recipe, job.overrides) for job in pair)
     ComponentGraph.from_recipe(x)
     assert x["model"]["field"].pop("prediction") == "x" and u["model"]["field"].pop("prediction") == "u"
     assert x == u

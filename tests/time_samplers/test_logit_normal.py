@@ -111,4 +111,4 @@ def test_times_do_not_depend_on_processes_or_micro_batches(options):
         assert torch.equal(alone.equal, whole.equal[part])
         for name in ("t", "r"):  # elementary functions round the ends of a vector in another way
             assert torch.allclose(getattr(alone, name), getattr(whole, name)[part], rtol=1e-6)
-        assert torch.equal(sampler(draws[part].whole()).equal, whole.equal)
+        assert torch.equal(sampler(draws[part].global_batch()).equal, whole.equal)

@@ -106,13 +106,13 @@ def test_a_pytorch_release_becomes_a_run_that_samples(here, auxiliary):
     folder = Path("runs/pmf")
     assert sorted(os.listdir(folder)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
     assert os.listdir("runs") == ["pmf"] and stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert load_recipe(folder / "recipe.yaml").to_dict() == load_recipe(recipe).to_dict()
+    assert load_recipe(folder / "recipe.yaml") == load_recipe(recipe)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["converted_from"]["file"] == "pmf.pt" and metrics["updates"] is None
     assert metrics["generator"]["generator_params"] == sum(
         value.numel() for name, value in released().items() if name != "net.rope_freqs"
     )
-    generator = load_generator(open_run(folder), folder)
+    generator = open_run(folder).generator()
     condition = generator.condition(torch.from_numpy(archive["sample/labels"]).long())
     for steps in (1, 2, 4):
         generator.set_sampling(steps)
@@ -196,7 +196,7 @@ def test_a_drifting_release_becomes_a_run_that_samples(here):
     )
     folder = Path("runs/drift")
     assert sorted(os.listdir(folder)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
-    images = load_generator(open_run(folder), folder).sample(torch.tensor([2, 2, 3]), seed=0, guidance=1.5)
+    images = open_run(folder).generator().sample(torch.tensor([2, 2, 3]), seed=0, guidance=1.5)
     assert images.shape == (3, 3, 16, 16) and not images[0].equal(images[1])
 
 

@@ -1,0 +1,74 @@
+"""Finished runs as prerequisites: taken if they trained what the recipe expects, refused with both values otherwise."""
+
+import pytest
+import torch
+
+from genflow.config.recipe import dump_yaml
+from genflow.engine.train import TrainOptions, train
+from genflow.errors import UserError
+from genflow.runs.folder import open_run
+from genflow.weights import read_weights
+
+DIGITS = {"image_size": 8, "channels": 1}
+TEACHER = "prerequisites.teacher.recipe"
+
+
+@pytest.fixture
+def student(tmp_path, tiny_file, finished_run):
+    """Trains a small BiFlow whose teacher is the finished run; returns its folder."""
+    backbone = {"type": "GroupedMLP", **DIGITS, "width": 8, "groups": 2, "layers": 1, "num_classes": 10}
+    recipe = {
+        "model": {
+            "type": "BiFlow",
+            "teacher": "$teacher",
+            "codec": {"type": "Identity", **DIGITS},
+            "noise_std": 0.3,
+            "inverse": {"type": "NaiveDistillation", "backbone": backbone},
+            "reconstruction": {"type": "SquaredError"},
+        },
+        "prerequisites": {"teacher": {"recipe": tiny_file.name, "run": str(finished_run)}},
+        "train_dataloader": {"dataset": {"type": "Digits"}, "batch_size": 8},
+        "train_cfg": {"max_iters": 1},
+        "optim_wrapper": {"optimizer": {"type": "AdamW"}},
+        "default_hooks": {"samples": {"per_class": 1}},
+    }
+    path = tmp_path / "student.yaml"
+    path.write_text(dump_yaml(recipe), encoding="utf-8")
+    return lambda *overrides: train(path, overrides, options=TrainOptions(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("model.flow.head_width=16", "model.flow.head_width is 8 there and 16 here"),  # of the same shapes
+        ("model.flow.clip=soft", "model.flow.clip is 'hard' there and 'soft' here"),
+        (
+            "train_dataloader.dataset.split=test",
+            "train_dataloader.dataset.split is 'train' there and 'test' here",
+        ),
+    ],
+)
+def test_a_run_of_another_recipe_is_refused(student, tmp_path, finished_run, override, difference):
+    with pytest.raises(UserError) as caught:
+        student(f"{TEACHER}.{override}")
+    where = f"{tmp_path / 'student.yaml'}: prerequisites.teacher: {finished_run} was trained with another recipe"
+    assert str(caught.value) == f"{where}: {difference}; train it in another folder"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_same_recipe_is_taken(student, finished_run, capfd):
+    """With a default written out, and another length, rate and evaluation."""
+    same = ("model.flow.clip=hard", "train_cfg.max_iters=7", "optim_wrapper.optimizer.lr=3", "evaluation=null")
+    run = student(*(f"{TEACHER}.{override}" for override in same))
+    assert capfd.readouterr().out.splitlines()[0] == f"prerequisite 'teacher': using {finished_run}"
+    expected = read_weights(finished_run / "generator.safetensors")
+    teacher = open_run(run).method().teacher.state_dict()
+    assert teacher.keys() == expected.keys() and all(torch.equal(teacher[name], expected[name]) for name in expected)
+
+
+def test_a_run_stands_alone_and_can_move(student, tmp_path):
+    run = student()
+    moved = run.rename(tmp_path / "moved")
+    assert (moved / "prerequisites" / "teacher.safetensors").is_file()
+    generator = open_run(moved, ["prerequisites.teacher.run=gone"]).generator()
+    assert generator.sample(torch.arange(10), seed=0).isfinite().all()
