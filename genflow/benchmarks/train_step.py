@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -119,9 +119,9 @@ def benchmark_train_step(
     device = torch.device(options.device)
     shared = ["model.perceptual=null"] * (not options.perceptual)
     overrides = [*(REDUCED if options.reduced else ()), *shared, *overrides]
-    ours, optimizer = _build(recipe, overrides, device)
-    apply_layer_settings(ours, TrainSection(max_iters=1, compile=options.compile))
-    plain, _ = _build(recipe, [*overrides, *PLAIN], device)
+    ours, optimizer, section = _build(recipe, overrides, device)
+    apply_layer_settings(ours, replace(section, compile=options.compile))
+    plain, _, _ = _build(recipe, [*overrides, *PLAIN], device)
     plain.load_state_dict(ours.state_dict())
     images, labels, draws = _batch(ours, options.batch, device)
     steps = [partial(_step, method, images, labels, draws, options.precision) for method in (ours, plain)]
@@ -163,8 +163,10 @@ def benchmark_train_step(
     )
 
 
-def _build(recipe: str, overrides: Sequence[str], device: torch.device) -> tuple[MeanFlow, torch.optim.Optimizer]:
-    """The method in training mode, none of its weights zero, so that nothing is trivial, and its optimizer."""
+def _build(
+    recipe: str, overrides: Sequence[str], device: torch.device
+) -> tuple[MeanFlow, torch.optim.Optimizer, TrainSection]:
+    """The method in training mode, none of its weights zero, so that nothing is trivial; optimizer and settings."""
     graph = ComponentGraph.load(recipe, overrides)
     if not issubclass(graph.model.cls, MeanFlow):
         raise UserError(f"{recipe}: model: found {graph.model.cls.__name__}, expected a MeanFlow")
@@ -175,7 +177,7 @@ def _build(recipe: str, overrides: Sequence[str], device: torch.device) -> tuple
             for parameter in method.backbone.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     method = method.to(device)
-    return method, build_optimizer(graph.section("optim_wrapper"), method)
+    return method, build_optimizer(graph.section("optim_wrapper"), method), graph.section("train_cfg")
 
 
 def _batch(method: MeanFlow, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Draws]:

@@ -49,6 +49,7 @@ def _rules(paramwise: ParamwiseSection, optimizer: Deferred, method: Method) -> 
             if rule["decay_mult"] == 1:
                 del rule["decay_mult"]
     entries: list[dict[str, Any]] = []
+    disabled = logging.root.manager.disable
     try:
         constructor = DefaultOptimWrapperConstructor({"optimizer": base}, given)
         logging.disable(logging.WARNING)  # it logs a line or two for every parameter
@@ -57,7 +58,7 @@ def _rules(paramwise: ParamwiseSection, optimizer: Deferred, method: Method) -> 
         where = f"{optimizer.source}: optim_wrapper.paramwise_cfg"
         raise UserError(f"{where}: a {optimizer.node.cls.__name__} has no weight decay to multiply") from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     return {
         entry["params"][0]: {name: entry[name] for name in ("lr", "weight_decay") if name in entry} for entry in entries
     }

@@ -15,6 +15,7 @@ from genflow.config.sections import LoaderSection
 from genflow.engine.checkpoint import find_checkpoints
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
+from genflow.field_estimators.base import FieldEstimator
 from genflow.methods.base import Method
 from genflow.runs.folder import RunFolder, open_run
 from genflow.weights import read_checkpoint
@@ -56,6 +57,9 @@ def check(graph: ComponentGraph, folder: RunFolder, resume: str | None) -> Check
     method: Method = build_on_meta(graph)
     _check_data(graph.source, method, data)
     for module in method.modules():
+        if isinstance(module, FieldEstimator) and module.keeps_graph and graph.section("train_cfg").checkpointing:
+            name = type(module).__name__
+            raise UserError(f"{graph.source}: train_cfg.checkpointing: not with this {name}, which keeps a graph")
         if isinstance(module, Codec) and not module.can_decode and method.generator is not None:
             problem = f"the codec has no weights, so samples cannot be decoded: {module.weights_hint}"
             raise UserError(f"{graph.source}: {problem}")

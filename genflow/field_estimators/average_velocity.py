@@ -58,6 +58,7 @@ class AverageVelocity(VelocityEstimator):
         self.preconditioner = preconditioner
         self.time_floor = time_floor
         self.derivative = derivative
+        self.keeps_graph = derivative == "with_graph"
         self.moving_rows_only = moving_rows_only
 
     def convert(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:

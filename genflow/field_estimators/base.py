@@ -17,6 +17,8 @@ class FieldEstimator(nn.Module):
     """
 
     kind = "field estimator"
+    #: Whether it differentiates networks with their graph, which checkpoints inside them do not allow.
+    keeps_graph: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network is; the CPU for one without parameters."""
+        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """(B, *noise_shape) standard normal noise to (B, *latent_shape) samples in the codec's space."""

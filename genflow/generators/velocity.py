@@ -72,7 +72,7 @@ class VelocityGenerator(Generator):
 
     def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
         """As in the contract, with the guidance interval."""
-        if not self.guided and guidance is not None and guidance not in (1, [1]):
+        if not self.guided and not isinstance(guidance, Tensor) and guidance not in (None, 1, [1]):
             raise UserError(f"guidance: found {guidance}, expected none: this model was not trained with a scale")
         interval = torch.tensor(self.interval, device=labels.device).expand(len(labels), 2)
         return replace(super().condition(labels, guidance), interval=interval)

@@ -79,6 +79,8 @@ class Method(BaseModel):
             component = getattr(self, name, None)
             if component is not None:
                 component.eval()
+        if self.generator is not None:
+            self.generator.training = mode  # its modules are the method's own
         return self
 
     def trained_state(self) -> dict[str, Tensor]:

@@ -340,7 +340,8 @@ def gradients_of(backbone, autocast):
 def test_checkpointing_changes_no_gradient(autocast):
     dtype = torch.float32 if autocast else torch.float64
     plain, again = (
-        gradients_of(checkpointed(make_backbone().to(dtype), checkpointing), autocast) for checkpointing in (False, True)
+        gradients_of(checkpointed(make_backbone().to(dtype), checkpointing), autocast)
+        for checkpointing in (False, True)
     )
     for name, gradient in plain.items():
         assert gradient.any() and torch.equal(gradient, again[name]), name

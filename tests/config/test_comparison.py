@@ -61,7 +61,11 @@ def test_other_data_are_another_recipe(tiny_recipe):
         {"model__flow__norm": "layer", "model__label_drop": 0.1, "model__flow__bound": None},
         {"train_dataloader__dataset": {"type": "Digits"}},
         {"model__flow__layers": 1, "seed": 4, "train_cfg__max_iters": 99, "ema": {}, "evaluation": None},
-        {"train_dataloader__batch_size": 3, "optim_wrapper__optimizer": {"type": "SGD", "lr": 1}, "published": {"a": 1}},
+        {
+            "train_dataloader__batch_size": 3,
+            "optim_wrapper__optimizer": {"type": "SGD", "lr": 1},
+            "published": {"a": 1},
+        },
     ],
     ids=["defaults written out", "default left out", "length and seed", "batches and rate"],
 )
@@ -102,7 +106,14 @@ def test_prerequisites_count_with_all_that_they_train(tiny_file):
             "noise_std": 0.3,
             "inverse": {
                 "type": "NaiveDistillation",
-                "backbone": {"type": "GroupedMLP", "image_size": 8, "channels": 1, "width": 8, "groups": 2, "layers": 1},
+                "backbone": {
+                    "type": "GroupedMLP",
+                    "image_size": 8,
+                    "channels": 1,
+                    "width": 8,
+                    "groups": 2,
+                    "layers": 1,
+                },
             },
             "reconstruction": {"type": "SquaredError"},
         },

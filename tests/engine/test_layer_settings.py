@@ -3,18 +3,23 @@
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from genflow.condition import Condition
+from genflow.config.graph import ComponentGraph
 from genflow.config.recipe import dump_yaml
 from genflow.config.sections import TrainSection
 from genflow.engine.layers import apply_layer_settings
+from genflow.engine.preflight import check
 from genflow.engine.train import TrainOptions, train
+from genflow.errors import UserError
 from genflow.field_estimators import AverageVelocity
 from genflow.registry import BACKBONES, FLOW_TEACHERS
+from genflow.runs.folder import RunFolder
 from genflow.time_samplers.base import Times
 from genflow.weights import read_weights
 
@@ -165,3 +170,10 @@ def test_training_with_both_gives_the_same_run(tmp_path, tiny_recipe):
     weights, found = (read_weights(run / "generator.safetensors") for run in runs)
     assert found.keys() == weights.keys()
     assert all(torch.allclose(found[name], value, rtol=1e-3, atol=1e-5) for name, value in weights.items())
+
+
+def test_a_derivative_with_its_graph_is_refused_beside_checkpoints():
+    recipe = Path(__file__).parents[2] / "recipes" / "pmf_digits.yaml"
+    graph = ComponentGraph.load(recipe, ["train_cfg.checkpointing=true", "model.field.derivative=with_graph"])
+    with pytest.raises(UserError, match=r"train_cfg.checkpointing: not with this AverageVelocity, which keeps a graph"):
+        check(graph, RunFolder("nowhere"), None)

@@ -44,7 +44,9 @@ def make_batch(size=6):
 
 
 def make_loop(micro_batches=1, **options):
-    return UpdateLoop(Runner(Linear(), **options), torch.utils.data.DataLoader([0]), TrainSection(1, micro_batches), seed=0)
+    return UpdateLoop(
+        Runner(Linear(), **options), torch.utils.data.DataLoader([0]), TrainSection(1, micro_batches), seed=0
+    )
 
 
 def test_update_is_gradient_descent():

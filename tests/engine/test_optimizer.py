@@ -106,8 +106,16 @@ def test_an_update_uses_the_rates(tiny_recipe):
 @pytest.mark.parametrize(
     ("optimizer", "paramwise", "message"),
     [
-        (ADAMW, {"bais_lr_mult": 2}, "optim_wrapper.paramwise_cfg.bais_lr_mult: unknown key; nearest match: 'bias_lr_mult'"),
-        (ADAMW, {"bias_lr_mult": -1}, "optim_wrapper.paramwise_cfg.bias_lr_mult: found -1, expected a number of at least 0"),
+        (
+            ADAMW,
+            {"bais_lr_mult": 2},
+            "optim_wrapper.paramwise_cfg.bais_lr_mult: unknown key; nearest match: 'bias_lr_mult'",
+        ),
+        (
+            ADAMW,
+            {"bias_lr_mult": -1},
+            "optim_wrapper.paramwise_cfg.bias_lr_mult: found -1, expected a number of at least 0",
+        ),
         (
             ADAMW,
             {"custom_keys": {"embed": {"lr_mul": 2}}},

@@ -1,4 +1,4 @@
-"""The prior of a flow that only shifts: it follows the latents of training, an update at a time (docs/biflow.md, B5)."""
+"""The prior of a flow that only shifts: it follows the latents of training (docs/biflow.md, B5)."""
 
 import torch
 

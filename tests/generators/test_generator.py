@@ -196,6 +196,11 @@ def test_a_draw_gives_noise_to_several_samples_that_follow_each_other(make):
     assert not torch.equal(training, noise)
 
 
+def test_labels_may_be_a_list(make):
+    generator = make()
+    assert torch.equal(generator.sample(LABELS.tolist(), seed=5), generator.sample(LABELS, seed=5))
+
+
 def test_sizes_and_place_are_those_of_the_network(make):
     generator = make()
     assert generator.noise_shape == (CHANNELS, SIZE, SIZE) and generator.num_classes == CLASSES

@@ -202,4 +202,5 @@ def test_a_fixed_point_of_the_target_has_the_guidance_that_it_is_told():
 
 
 def test_is_told_scale_and_interval():
-    assert IntervalGuidance.condition_fields == ("guidance", "interval") and issubclass(IntervalGuidance, VelocityGuidance)
+    assert IntervalGuidance.condition_fields == ("guidance", "interval")
+    assert issubclass(IntervalGuidance, VelocityGuidance)

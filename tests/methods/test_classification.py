@@ -13,7 +13,7 @@ from genflow.errors import UserError
 from genflow.feature_encoders import ConvNet
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.methods import Classification
-from genflow.runs.folder import load_generator, load_method, open_run
+from genflow.runs.folder import open_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,13 +48,13 @@ def test_a_run_without_generator_is_an_encoder_for_another_recipe(tmp_path):
         "model.encoder.widths": [8, 16],
     }
     work_dir = train(ROOT / "recipes" / "classifier_digits.yaml", overrides, None, TrainOptions(tmp_path / "encoder"))
-    graph = open_run(work_dir)
-    encoder, data = load_method(graph, work_dir).encoder, Digits("test")
+    trained = open_run(work_dir)
+    encoder, data = trained.method().encoder, Digits("test")
     accuracy = (encoder.classify(data.images).argmax(dim=1) == data.labels).float().mean().item()
     assert accuracy > 0.5
     assert not (work_dir / "samples").exists()
     with pytest.raises(UserError, match="Classification trains no generator"):
-        load_generator(graph, work_dir)
+        trained.generator()
 
     flow = {"type": "TARFlow", "image_size": 8, "channels": 1, "patch_size": 4, "width": 16, "blocks": 2, "layers": 1}
     teacher = tmp_path / "teacher.yaml"

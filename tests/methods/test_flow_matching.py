@@ -72,6 +72,15 @@ def test_samples_have_the_loss_that_they_have_alone():
     assert whole.item() == pytest.approx(sum(halves).item() / 2, rel=1e-5)
 
 
+def test_how_it_samples_is_no_matter_of_training():
+    method, told = make_method(default_interval=(0.2, 0.6)), []
+    method.backbone.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1].interval))
+    loss = method(*batch_of())["loss"]
+    method.generator.set_sampling(steps=3, interval=(0.4, 0.5))
+    assert method(*batch_of())["loss"] == loss
+    assert all(torch.allclose(interval, torch.tensor([[0.2, 0.6]])) for interval in told) and len(told) == 2
+
+
 def test_backbone_and_codec_must_fit():
     with pytest.raises(ValueError, match=r"the codec's latents are \(3, 1, 1\), the backbone takes \(2, 1, 1\)"):
         FlowMatching(

@@ -16,7 +16,7 @@ from genflow.feature_encoders import LatentMAE
 from genflow.feature_encoders.base import MaskedEncoder
 from genflow.methods import MaskedAutoencoding
 from genflow.methods.masked_autoencoding import ClassificationSection
-from genflow.runs.folder import load_generator, load_method, open_run, read_artifact
+from genflow.runs.folder import open_run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "mae_digits.yaml"
 TINY = {"model.encoder.width": 8, "model.encoder.depths": [1, 2], "model.encoder.norm_groups": 2}
@@ -205,17 +205,17 @@ def test_a_run_leaves_an_encoder_without_decoder(tmp_path, precision):
         weight = 0.1 * min(max(line["step"] - 1 - 10, 0) / 10, 1)
         expected = weight * line["classification"] + (1 - weight) * line["reconstruction"]
         assert line["loss"] == pytest.approx(expected, rel=1e-3)
-    names = set(read_artifact(work_dir))
+    trained = open_run(work_dir)
+    names = set(trained.weights())
     assert not [name for name in names if "decoder" in name]
     assert {"stem.conv.weight", "stages.1.0.shortcut.norm.bias", "stage_norms.1.weight", "classifier.bias"} <= names
-    graph = open_run(work_dir)
-    encoder = load_method(graph, work_dir).encoder
+    encoder = trained.method().encoder
     features = encoder(Digits("test").images[:4])
     assert tuple(features) == encoder.feature_names and encoder.decoder is None
     assert all(value.isfinite().all() for value in features.values())
-    assert graph.build_artifact(read_artifact(work_dir)).decoder is None
+    assert trained.graph.build_artifact(trained.weights()).decoder is None
     with pytest.raises(UserError, match="MaskedAutoencoding trains no generator"):
-        load_generator(graph, work_dir)
+        trained.generator()
 
 
 def test_another_recipe_gets_the_encoder(tmp_path):
@@ -230,7 +230,7 @@ def test_another_recipe_gets_the_encoder(tmp_path):
         },
     }
     graph = ComponentGraph.load(RECIPE.parent / "pmf_digits.yaml", user)
-    distance = graph.build(lambda name: read_artifact(work_dir)).perceptual.losses["mae"]
+    distance = graph.build(lambda name: open_run(work_dir).weights()).perceptual.losses["mae"]
     images = Digits("test").images
     trained = open_run(work_dir).method().encoder
     for name, value in distance.encoder(images[:3]).items():

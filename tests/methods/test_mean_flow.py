@@ -12,7 +12,7 @@ from genflow.config.graph import ComponentGraph
 from genflow.draws import Draws
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 from genflow.weights import read_checkpoint, read_weights
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +85,24 @@ def test_what_is_left_out_changes_nothing(switch):
     for name, value in plain_gradients.items():
         assert (value - gradients[name]).abs().max() <= 1e-5 * value.abs().max() + 1e-9, name
         assert value.any(), name
+
+
+def test_how_it_samples_is_no_matter_of_training():
+    """Without guidance the network is told the recipe's own interval, whatever is asked for when sampling."""
+    unguided = {"model.guidance": None, "model.default_guidance": 1.0, "model.default_interval": [0.2, 0.6]}
+    method, told = build(**unguided), []
+    method.backbone.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1].interval))
+    terms, gradients = losses_and_gradients(method)
+    method.generator.set_sampling(steps=3, interval=(0.4, 0.5))
+    again, gradients_again = losses_and_gradients(method)
+    for name, value in terms.items():
+        assert torch.equal(again[name], value), name
+    for name, value in gradients.items():
+        assert torch.equal(gradients_again[name], value), name
+    method.generator.sample(torch.arange(2), seed=0)
+    assert torch.allclose(told[-1], torch.tensor([[0.4, 0.5]]))
+    other = build(**{**unguided, "model.default_interval": [0.4, 0.5]})  # which the network does look at
+    assert losses_and_gradients(other)[0]["velocity_error"] != terms["velocity_error"]
 
 
 def seen_rows(module):
@@ -220,13 +238,13 @@ def test_micro_batches_do_not_change_an_update(run, tmp_path):
 def test_a_run_keeps_what_samples_and_no_more(run):
     weights = read_weights(run / "generator.safetensors")
     assert not [name for name in weights if name.startswith("auxiliary")] and "main.output.weight" in weights
-    graph = open_run(run)
-    generator = load_generator(graph, run)
+    trained = open_run(run)
+    generator = trained.generator()
     assert generator.network.heads == ("main",)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["generator"]["generator_params"] == sum(value.numel() for value in weights.values())
     # As a prerequisite of another recipe, too.
-    assert graph.build_artifact(weights).heads == ("main",)
+    assert trained.graph.build_artifact(weights).heads == ("main",)
 
 
 def test_tools_take_steps_and_interval(run, tmp_path):

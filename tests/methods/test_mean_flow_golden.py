@@ -109,7 +109,7 @@ def test_inner_values():
     condition = replace(golden.condition(), duration=golden["in/h"])
     sequence, _ = backbone._embed(golden["in/x"], None, condition)
     close(sequence, golden["mid/seq_in"])
-    close(backbone.trunk[0](golden["mid/seq_in"], angles=backbone.angles), golden["mid/block0_out"])
+    close(backbone.trunk[0](golden["mid/seq_in"], backbone.angles)[0], golden["mid/block0_out"])
     patches = backbone.angles[backbone.prefix :]
     close(patches.cos(), golden["rope/freqs_real"])
     close(patches.sin(), golden["rope/freqs_imag"])

@@ -12,7 +12,9 @@ from genflow.backbones import DiT
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.codecs import Identity
 from genflow.config.graph import ComponentGraph
+from genflow.config.sections import TrainSection
 from genflow.draws import Draws
+from genflow.engine.layers import apply_layer_settings
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
@@ -25,7 +27,7 @@ from genflow.layers import tangents
 from genflow.losses import AdaptiveWeighting, FeatureDistance, SquaredError
 from genflow.methods.mean_flow import MeanFlow, SavingsSection
 from genflow.methods.perceptual import PerceptualSection, PerceptualTerm
-from genflow.runs.folder import load_generator, open_run, read_artifact, weights_file
+from genflow.runs.folder import RunFolder, open_run
 from genflow.time_samplers import LogitNormalTimes
 from genflow.weights import write_weights
 
@@ -49,7 +51,9 @@ def make_perceptual():
     return PerceptualSection(terms, crop=None)
 
 
-def make_method(backbone=make_backbone, perceptual=True, savings=None, guidance=IntervalGuidance, **field):
+def make_method(
+    backbone=make_backbone, perceptual=True, savings=None, guidance=IntervalGuidance, checkpointing=False, **field
+):
     """A method none of whose weights are zero; every other row has r = t, a third of the labels is lost."""
     torch.manual_seed(0)
     method = MeanFlow(
@@ -65,6 +69,7 @@ def make_method(backbone=make_backbone, perceptual=True, savings=None, guidance=
     )
     for parameter in method.backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    apply_layer_settings(method, TrainSection(1, checkpointing=checkpointing))
     return method
 
 
@@ -195,7 +200,7 @@ def test_backbones_with_one_head_guide_by_it():
         {"derivative": "with_graph"},
         {"guidance": None},
         {"backbone": make_dit},
-        {"backbone": lambda: make_backbone(checkpointing=True)},
+        {"checkpointing": True},
     ],
     ids=["pairs", "without savings", "central", "with graph", "no guidance", "contract", "checkpointing"],
 )
@@ -225,7 +230,7 @@ def test_unequal_parts_make_the_same_update():
     results = []
     for parts in (1, 5):
         method = make_method().double()
-        loop = UpdateLoop(Runner(method), torch.utils.data.DataLoader([0]), 1, parts, seed=0)
+        loop = UpdateLoop(Runner(method), torch.utils.data.DataLoader([0]), TrainSection(1, parts), seed=0)
         values = loop.update(batch_of(dtype=torch.float64))
         results.append((values, {name: value.detach() for name, value in method.trained_parameters().items()}))
     (expected, weights), (found, updated) = results
@@ -247,7 +252,9 @@ def test_a_backbone_that_is_told_guidance_needs_one_that_tells(option, name):
             backbone, AverageVelocity(), LogitNormalTimes(0.0, 1.0), Identity(4, 1), SquaredError(), guidance
         )
 
-    with pytest.raises(ValueError, match=f"the PixelTransformer is to be told {name}, which FixedMixture does not do"):
+    with pytest.raises(
+        ValueError, match=f"the PixelTransformer takes {name} as input, which FixedMixture does not give"
+    ):
         make(FixedMixture(1.0, 0.5), **{option: 1})
     for fitting in (make(FixedMixture(1.0, 0.5)), make(IntervalGuidance(), **{option: 1}), make(None, **{option: 1})):
         assert fitting(**batch_of())["loss"].isfinite()
@@ -306,13 +313,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mean_flow") / "run"
     train(ROOT / "recipes" / "pmf_digits.yaml", {**TINY, **PERCEPTUAL}, None, TrainOptions(folder))
     generator = torch.Generator().manual_seed(0)
-    state = {name: 0.3 * torch.randn(old.shape, generator=generator) for name, old in read_artifact(folder).items()}
-    write_weights(weights_file(folder), state)
+    trained = open_run(folder)
+    state = {name: 0.3 * torch.randn(old.shape, generator=generator) for name, old in trained.weights().items()}
+    write_weights(trained.weights_file(), state)
     return folder
 
 
 def test_artifact_holds_no_auxiliary_weights(run):
-    state, graph = read_artifact(run), open_run(run)
+    state, graph = open_run(run).weights(), open_run(run).graph
     assert state and not any(name.startswith("auxiliary") for name in state)
     assert "auxiliary_depth" in graph.model.arguments["backbone"].arguments
     assert "auxiliary" in graph.build().backbone.heads  # as it was trained
@@ -323,9 +331,8 @@ def test_artifact_holds_no_auxiliary_weights(run):
 
 
 def test_a_run_samples_without_what_only_training_needs(run, monkeypatch):
-    graph = open_run(run)
-    monkeypatch.setattr("genflow.runs.folder.prerequisite_file", lambda *_: Path("not there"))
-    generator = load_generator(graph, run)
+    monkeypatch.setattr(RunFolder, "prerequisite_file", lambda *_: Path("not there"))
+    generator = open_run(run).generator()
     assert isinstance(generator, AverageVelocityGenerator) and generator.network.heads == ("main",)
     assert not any(isinstance(module, ConvNet) for module in generator.modules())
     images = generator.sample(torch.arange(10), seed=0)

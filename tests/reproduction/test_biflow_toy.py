@@ -12,7 +12,7 @@ from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.reproduction import biflow_toy
 from genflow.reproduction.biflow_toy import draw_toy_figure, place_colours
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 from genflow.weights import read_checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -65,12 +65,11 @@ def test_states_of_both_rows(run_dir, drawn):
     assert len(forward) == len(reverse) == BLOCKS + 2
     assert all(state.shape == (300, 2, 1, 1) for state in (*forward, *reverse))
     assert (forward[1] - forward[0]).std() == pytest.approx(0.08, rel=0.15)
-    graph = open_run(run_dir)
     teacher = open_run(run_dir.parent / "flow_toy").generator().network
     for state, expected in zip(forward[1:], teacher(forward[1]).states, strict=True):
         assert torch.equal(state, expected)
     # The samples are those of the exported, averaged weights, on the same noise.
-    samples = load_generator(graph, run_dir).sample(torch.zeros(300, dtype=torch.int64), seed=0, decode=False)
+    samples = open_run(run_dir).generator().sample(torch.zeros(300, dtype=torch.int64), seed=0, decode=False)
     assert (samples - reverse[0]).abs().max() < 1e-6
     assert reverse[-1].std() == pytest.approx(1.0, rel=0.1)
 

@@ -11,7 +11,7 @@ from genflow.data.toy2d import MODE_CENTRE
 from genflow.errors import UserError
 from genflow.reproduction import drift_toy
 from genflow.reproduction.ablation import train_jobs
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 UPDATES = 10

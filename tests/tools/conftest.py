@@ -29,13 +29,13 @@ def biflow_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The weights are random, so that its images depend on all that they can depend on; trained ones start at zero.
     """
     from genflow.engine.train import TrainOptions, train
-    from genflow.runs.folder import prerequisite_file, weights_file
+    from genflow.runs.folder import RunFolder
     from genflow.weights import read_weights, write_weights
 
     folder = tmp_path_factory.mktemp("biflow") / "biflow_digits"
     train(ROOT / "recipes" / "biflow_digits.yaml", TINY, options=TrainOptions(work_dir=folder))
-    generator = torch.Generator().manual_seed(0)
-    for file in (weights_file(folder), prerequisite_file(folder, "teacher")):
+    run, generator = RunFolder(folder), torch.Generator().manual_seed(0)
+    for file in (run.weights_file(), run.prerequisite_file("teacher")):
         state = read_weights(file)
         write_weights(file, {name: 0.3 * torch.randn(old.shape, generator=generator) for name, old in state.items()})
     return folder

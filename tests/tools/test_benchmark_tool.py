@@ -67,7 +67,7 @@ def test_drift_loss_of_a_recipe(tmp_path):
     assert report["benchmark"] == "drift-loss" and len(report["seconds"][0]) == 2
     assert report["time_ratio"] == pytest.approx(report["a"] / report["b"])
     assert report["memory_ratio"] == pytest.approx(report["memory"][0] / report["memory"][1])
-    assert "ours / spec" in done.stdout
+    assert "ours / formulas" in done.stdout
 
 
 @pytest.mark.parametrize(

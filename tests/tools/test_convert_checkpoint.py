@@ -18,7 +18,7 @@ import torch
 from genflow.condition import Condition
 from genflow.config.recipe import dump_yaml, load_recipe
 from genflow.conversion.pmf_release import convert_pmf
-from genflow.runs.folder import load_generator, open_run
+from genflow.runs.folder import open_run
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pmf"
@@ -138,7 +138,7 @@ def test_other_forms_of_a_release(here, form):
         np.savez("pmf.npz", **arrays)
         file = Path("pmf.npz")
     convert_pmf(file, Path("run"), ROOT / "recipes", write_recipe(Path("tiny.yaml"), config))
-    generator = load_generator(open_run(Path("run")), Path("run"))
+    generator = open_run("run").generator()
     if form == "safetensors":
         assert all(value.dtype == torch.float32 for value in generator.network.state_dict().values())
         return
