@@ -29,6 +29,7 @@ class KindRegistry(mm.Registry):
         parent: GenFlow's child of the mmengine root.
         supplied: leading constructor arguments that the engine passes, not the recipe.
         external: mmengine root whose own entries may be named as well (optimizers, schedulers).
+        unusable: those of them that need what the engine does not have.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class KindRegistry(mm.Registry):
         parent: mm.Registry,
         supplied: tuple[str, ...] = (),
         external: mm.Registry | None = None,
+        unusable: tuple[str, ...] = (),
     ):
         super().__init__(name, scope="genflow")
         self.parent = parent
         self.supplied = supplied
         self.external = external
+        self.unusable = unusable
 
     def _register_module(self, module, module_name=None, force=False):
         self.parent._register_module(module=module, module_name=module_name, force=force)
@@ -55,7 +58,9 @@ class KindRegistry(mm.Registry):
 
     def components(self) -> dict[str, type]:
         """Every name that a recipe may give for this kind, with its class."""
-        return {**(self.external.module_dict if self.external else {}), **self.module_dict}
+        external = self.external.module_dict if self.external else {}
+        usable = {name: cls for name, cls in external.items() if name not in self.unusable}
+        return {**usable, **self.module_dict}
 
 
 BACKBONES = KindRegistry("backbone", MODELS)
@@ -71,9 +76,21 @@ METHODS = KindRegistry("method", MODELS)
 DATASETS = KindRegistry("dataset", DATASETS_ROOT)
 HOOKS = KindRegistry("hook", HOOKS_ROOT)
 EVALUATORS = KindRegistry("evaluator", EVALUATORS_ROOT)
-OPTIMIZERS = KindRegistry("optimizer", OPTIMIZERS_ROOT, supplied=("params",), external=mm.OPTIMIZERS)
+OPTIMIZERS = KindRegistry(
+    "optimizer",
+    OPTIMIZERS_ROOT,
+    supplied=("params",),
+    external=mm.OPTIMIZERS,
+    # abstract; several passes per update; sparse gradients; weights divided among processes
+    unusable=("Optimizer", "LBFGS", "SparseAdam", "ZeroRedundancyOptimizer"),
+)
 PARAM_SCHEDULERS = KindRegistry(
-    "parameter scheduler", SCHEDULERS_ROOT, supplied=("optimizer",), external=mm.PARAM_SCHEDULERS
+    "parameter scheduler",
+    SCHEDULERS_ROOT,
+    supplied=("optimizer",),
+    external=mm.PARAM_SCHEDULERS,
+    # a validation figure after every step
+    unusable=tuple(f"ReduceOnPlateau{what}" for what in ("LR", "Momentum", "ParamScheduler")),
 )
 
 KINDS: dict[str, KindRegistry] = {

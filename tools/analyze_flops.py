@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--by-component", action="store_true", help="also list the multiply-adds of each submodule")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as a list of objects")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_imports()
     arguments = parser.parse_args()
 
     from genflow.analysis.description import analyze_recipe
@@ -27,7 +28,7 @@ def main() -> None:
     analyses = []
     with progress_bar("counting") as bar:
         for path in bar.track(arguments.recipes):
-            analyses.append(analyze_recipe(path, arguments.cfg_options))
+            analyses.append(analyze_recipe(path, arguments.cfg_options, arguments.allow_imports))
     console().print(_table(analyses))
     if arguments.by_component:
         for analysis in analyses:

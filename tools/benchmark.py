@@ -104,6 +104,7 @@ def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
     parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every run, hardware and versions")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_imports()
     return parser
 
 

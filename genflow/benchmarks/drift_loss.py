@@ -12,6 +12,7 @@ from torch import Tensor
 from genflow.analysis.description import build_on_meta
 from genflow.benchmarks.timing import compare, facts, interleaved, memory, record, synchroniser
 from genflow.config.graph import ComponentGraph
+from genflow.config.imports import AllowImports
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.field_estimators.base import FeatureSets
@@ -42,6 +43,7 @@ class DriftLossOptions:
         precision: of the features, as the encoders would return them; None for that of the recipe's training. Both
             ways compute in float32.
         device: where to run.
+        allow_imports: modules that the recipe may import, see :class:`~genflow.config.imports.Imports`.
 
     Raises:
         UserError: a number below 1.
@@ -51,6 +53,7 @@ class DriftLossOptions:
     reduced: bool = False
     precision: Literal["float32", "bfloat16"] | None = None
     device: str = "cpu"
+    allow_imports: AllowImports = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -89,7 +92,7 @@ def benchmark_drift_loss(
     """
     device = torch.device(options.device)
     overrides = [*(REDUCED if options.reduced else ()), *overrides]
-    graph = ComponentGraph.load(recipe, overrides)
+    graph = ComponentGraph.load(recipe, overrides, allow_imports=options.allow_imports)
     method = _on_meta(graph, recipe)
     field = method.field
     training = graph.section("optim_wrapper")

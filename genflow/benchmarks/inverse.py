@@ -16,6 +16,7 @@ from genflow.benchmarks.timing import Comparison, compare, facts, interleaved, m
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.config.graph import ComponentGraph
+from genflow.config.imports import AllowImports
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.generators.base import Generator, Precision
@@ -46,6 +47,7 @@ class InverseOptions:
         decoder: time decoding as well, on its own, to be added to either side.
         decode_batch: samples decoded at once.
         device: where to run.
+        allow_imports: modules that the recipe may import, see :class:`~genflow.config.imports.Imports`.
 
     Raises:
         UserError: a number below 1.
@@ -60,6 +62,7 @@ class InverseOptions:
     decoder: bool = False
     decode_batch: int = 32
     device: str = "cpu"
+    allow_imports: AllowImports = False
 
     def __post_init__(self) -> None:
         numbers = [("--repeats", self.repeats), ("--decode-batch", self.decode_batch)]
@@ -110,7 +113,7 @@ def benchmark_inverse(
     Raises:
         UserError: no BiFlow, a wrong guidance scale, a codec that cannot decode, or samples that are not finite.
     """
-    graph, method, weights = _load(subject, overrides)
+    graph, method, weights = _load(subject, overrides, options.allow_imports)
     device = torch.device(options.device)
     if options.decoder:
         weights |= {"decoder": _let_decode(method.codec)}
@@ -144,13 +147,15 @@ def benchmark_inverse(
     )
 
 
-def _load(subject: str, overrides: Sequence[str]) -> tuple[ComponentGraph, BiFlow, dict[str, str]]:
+def _load(
+    subject: str, overrides: Sequence[str], allow_imports: AllowImports
+) -> tuple[ComponentGraph, BiFlow, dict[str, str]]:
     """The recipe's graph, the method frozen in evaluation mode, and what its weights are."""
     folder = Path(subject) if Path(subject).is_dir() else None
     if folder is not None and overrides:
         raise UserError("--cfg-options: they change a recipe; a run folder has its own")
-    run = None if folder is None else open_run(folder)
-    graph = ComponentGraph.load(subject, overrides) if run is None else run.graph
+    run = None if folder is None else open_run(folder, allow_imports=allow_imports)
+    graph = ComponentGraph.load(subject, overrides, allow_imports=allow_imports) if run is None else run.graph
     if not issubclass(graph.model.cls, BiFlow):
         found = graph.model.cls.__name__
         raise UserError(f"{graph.source}: model.type: found '{found}', expected a BiFlow, which has a flow to invert")

@@ -14,6 +14,7 @@ from genflow.analysis.flops import count_macs
 from genflow.benchmarks.timing import Memory, compare, facts, interleaved, matrix_rate, memory, record, synchroniser
 from genflow.condition import Condition
 from genflow.config.graph import ComponentGraph
+from genflow.config.imports import AllowImports
 from genflow.config.sections import TrainSection
 from genflow.draws import Draws
 from genflow.engine.layers import apply_layer_settings
@@ -57,6 +58,7 @@ class TrainStepOptions:
         compile: compile the layers of our step.
         perceptual: keep the perceptual terms; their networks need weights.
         device: where to run.
+        allow_imports: modules that the recipe may import, see :class:`~genflow.config.imports.Imports`.
 
     Raises:
         UserError: a number below 1.
@@ -69,6 +71,7 @@ class TrainStepOptions:
     compile: bool = False
     perceptual: bool = False
     device: str = "cpu"
+    allow_imports: AllowImports = False
 
     def __post_init__(self) -> None:
         for name, value in (("--repeats", self.repeats), ("--batch", self.batch)):
@@ -119,9 +122,9 @@ def benchmark_train_step(
     device = torch.device(options.device)
     shared = ["model.perceptual=null"] * (not options.perceptual)
     overrides = [*(REDUCED if options.reduced else ()), *shared, *overrides]
-    ours, optimizer, section = _build(recipe, overrides, device)
+    ours, optimizer, section = _build(recipe, overrides, device, options.allow_imports)
     apply_layer_settings(ours, replace(section, compile=options.compile))
-    plain, _, _ = _build(recipe, [*overrides, *PLAIN], device)
+    plain, _, _ = _build(recipe, [*overrides, *PLAIN], device, options.allow_imports)
     plain.load_state_dict(ours.state_dict())
     images, labels, draws = _batch(ours, options.batch, device)
     steps = [partial(_step, method, images, labels, draws, options.precision) for method in (ours, plain)]
@@ -164,10 +167,10 @@ def benchmark_train_step(
 
 
 def _build(
-    recipe: str, overrides: Sequence[str], device: torch.device
+    recipe: str, overrides: Sequence[str], device: torch.device, allow_imports: AllowImports
 ) -> tuple[MeanFlow, torch.optim.Optimizer, TrainSection]:
     """The method in training mode, none of its weights zero, so that nothing is trivial; optimizer and settings."""
-    graph = ComponentGraph.load(recipe, overrides)
+    graph = ComponentGraph.load(recipe, overrides, allow_imports=allow_imports)
     if not issubclass(graph.model.cls, MeanFlow):
         raise UserError(f"{recipe}: model: found {graph.model.cls.__name__}, expected a MeanFlow")
     with torch.random.fork_rng(devices=[]):

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from genflow.errors import UserError
+from genflow.errors import RepeatedError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,18 +21,41 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def add_imports(self) -> None:
+        """``--allow-imports``: False, True, or names of modules."""
+        self.add_argument(
+            "--allow-imports",
+            nargs="*",
+            action=_Consent,
+            default=False,
+            metavar="MODULE",
+            help="import what the recipe's custom_imports names, which runs its code: all, or these modules only",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         self.exit(2, f"error: {UserError(message)} (--help shows an example)\n")
 
 
+class _Consent(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values or True)
+
+
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; a user's mistake, or a file that cannot be used, is one line on stderr and exit code 2."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a tool may have switched it off while it loaded
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names may hold letters that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except RepeatedError:  # the main process says it
+        sys.exit(2)
     except (UserError, OSError) as error:
         print(f"error: {UserError(str(error))}", file=sys.stderr)
         sys.exit(2)

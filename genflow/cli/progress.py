@@ -4,10 +4,13 @@ import sys
 
 
 def console():
-    """A rich console on stdout; wide enough for a table when its output goes to a file."""
+    """A rich console on stdout; wide enough for a table when its output goes to a file.
+
+    Text is text: brackets in the names of a recipe are no markup.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 
 
 def progress_bar(title: str):

@@ -1,14 +1,13 @@
 """Whether two recipes would train the same thing: their components with all defaults written out."""
 
 import dataclasses
-import typing
 from pathlib import PurePath
 from typing import Any
 
 from genflow.config import slots
 from genflow.config.graph import ComponentGraph
+from genflow.config.locations import is_local
 from genflow.config.slots import Argument, Node, Reference, Section
-from genflow.ranges import OnThisMachine
 
 
 def first_difference(found: ComponentGraph, expected: ComponentGraph) -> str | None:
@@ -50,7 +49,7 @@ def _arguments(graph: ComponentGraph, owner: Node | Section, signature: dict[str
     resolved = {}
     for name, argument in signature.items():
         value = owner.arguments.get(name, argument.default)
-        if isinstance(value, str) and _is_local(argument.annotation):
+        if isinstance(value, str) and is_local(argument.annotation):
             value = _Name(PurePath(value).name)
         resolved[name] = _resolved(graph, value)
     return resolved
@@ -58,11 +57,6 @@ def _arguments(graph: ComponentGraph, owner: Node | Section, signature: dict[str
 
 class _Name(str):
     """The name of a file or folder; one that is not given could be any."""
-
-
-def _is_local(annotation: Any) -> bool:
-    parts = typing.get_args(annotation)
-    return any(isinstance(part, OnThisMachine) or _is_local(part) for part in parts)
 
 
 def _difference(found: Any, expected: Any, path: str) -> str | None:

@@ -5,9 +5,6 @@ kind, every argument against the constructor's signature. :meth:`ComponentGraph.
 dependency injection: a component receives built objects, never configs.
 """
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,37 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from genflow.config import slots
+from genflow.config.imports import AllowImports, Imports
+from genflow.config.locations import make_absolute
 from genflow.config.recipe import load_recipe
-from genflow.config.sections import RecipeSections
+from genflow.config.sections import PrerequisiteSection, RecipeSections
 from genflow.config.slots import Mismatch, Node, Reference, Section
-from genflow.config.upgrade import MOVED_MODULES
 from genflow.errors import UserError, nearest, reason, shown
 from genflow.weights import check_state
 
 #: Given the name of a prerequisite, returns the weights of its artifact.
 WeightLoader = Callable[[str], Mapping[str, Tensor]]
-
-
-def import_custom_modules(modules: list[str], source: str) -> None:
-    """Import the modules of ``custom_imports``, which register components.
-
-    The working folder is searched too.
-
-    Raises:
-        UserError: one cannot be imported.
-    """
-    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
-        raise UserError(f"{source}: custom_imports: found {modules!r}, expected a list of module names")
-    if modules and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for module in modules:
-        try:
-            importlib.import_module(MOVED_MODULES.get(module, module))
-        except Exception as error:  # whatever the user's code raises
-            raise UserError(
-                f"{source}: custom_imports: cannot import '{module}' from the working folder or PYTHONPATH: "
-                f"{reason(error)}"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -96,32 +72,51 @@ class ComponentGraph:
 
     @classmethod
     def load(
-        cls, path: str | Path, overrides: Mapping[str, Any] | Iterable[str] | None = None, seed: int | None = None
+        cls,
+        path: str | Path,
+        overrides: Mapping[str, Any] | Iterable[str] | None = None,
+        seed: int | None = None,
+        allow_imports: AllowImports | Imports = False,
     ) -> "ComponentGraph":
         """Read and check a recipe file.
 
         Args:
             path, overrides: as in :func:`genflow.config.recipe.load_recipe`.
             seed: in the place of the recipe's; None leaves it.
+            allow_imports: which modules of its ``custom_imports`` may be imported, beside those that ``overrides``
+                name; see :class:`~genflow.config.imports.Imports`.
 
         Raises:
             UserError: as :func:`genflow.config.recipe.load_recipe` and :meth:`from_recipe`.
         """
+        overrides = overrides if overrides is None or isinstance(overrides, Mapping) else list(overrides)
         recipe = load_recipe(path, overrides)
+        if not isinstance(allow_imports, Imports):
+            allow_imports = Imports.consented(allow_imports, path, overrides or {})
+        if allow_imports.take(recipe, str(path)):
+            recipe = load_recipe(path, overrides)  # the new components say which overrides are text
         if seed is not None:
             recipe["seed"] = seed
-        return cls.from_recipe(recipe, str(path))
+        return cls.from_recipe(recipe, str(path), allow_imports)
 
     @classmethod
-    def from_recipe(cls, recipe: Mapping[str, Any], source: str = "recipe") -> "ComponentGraph":
+    def from_recipe(
+        cls, recipe: Mapping[str, Any], source: str = "recipe", imports: Imports | None = None
+    ) -> "ComponentGraph":
         """Check a resolved recipe (see :func:`genflow.config.recipe.load_recipe`).
+
+        Args:
+            recipe: plain data.
+            source: what messages call it.
+            imports: which modules may be imported; None for no others than are already.
 
         Raises:
             UserError: one line with the file, the path in the recipe, what was found, what was expected.
         """
         plain = _plain(recipe)
-        import_custom_modules(plain.get("custom_imports", []), source)
+        (imports or Imports()).take(plain, source)
         try:
+            slots.check_finite(plain, "")
             checked = slots.check_section(plain, RecipeSections, "")
             prerequisites = {
                 name: cls._from_prerequisite(entry, name, source)
@@ -131,6 +126,11 @@ class ComponentGraph:
                 name: slots.check_component(config, f"components.{name}")
                 for name, config in plain.get("components", {}).items()
             }
+            make_absolute(plain, checked)
+            for name, node in components.items():
+                make_absolute(plain["components"][name], node)
+            for name, prerequisite in prerequisites.items():
+                plain["prerequisites"][name]["recipe"] = prerequisite.graph.plain
             for name, argument in slots.section_signature(RecipeSections).items():
                 if checked.arguments.get(name) is None:
                     checked.arguments[name] = argument.default
@@ -149,6 +149,7 @@ class ComponentGraph:
         if not isinstance(entry, dict) or not isinstance(entry.get("recipe"), dict):
             found = shown(entry)
             raise Mismatch(f"prerequisites.{name}", f"found {found}, expected a recipe that load_recipe has resolved")
+        slots.check_section(entry, PrerequisiteSection, f"prerequisites.{name}")
         graph = cls.from_recipe(entry["recipe"], f"{source}: prerequisites.{name}.recipe")
         run = Path(entry["run"]) if entry.get("run") else None
         return Prerequisite(graph, entry.get("name", name), run)
@@ -250,12 +251,15 @@ class ComponentGraph:
             ValueError: the weights do not fit.
         """
         if state is None:
-            with torch.device("meta"):
-                return self._build(self.artifact, {}, None)
+            return built_on_meta(lambda: self._build(self.artifact, {}, None))
         module = self._build(self.artifact, {}, None)
         check_state(module.state_dict(), state)
         module.load_state_dict(state)
         return module
+
+    def build_argument(self, name: str) -> Any:
+        """Build one argument of the model alone, such as its codec; None where the recipe does not give it."""
+        return self._build(self.model.arguments.get(name), {}, None)
 
     def _build(self, value: Any, objects: dict[str, Any], weights: WeightLoader | None) -> Any:
         def make(node: Node) -> Any:
@@ -310,6 +314,22 @@ class ComponentGraph:
             return self.components[item.name]
         artifact = self.prerequisites[item.name].graph.artifact
         return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
+
+
+def built_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` makes, without memory for weights; with random ones where constructors read numbers off tensors.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError as error:
+        if "meta" not in str(error.__cause__):
+            raise
+    with torch.random.fork_rng(devices=[]):
+        return build()
 
 
 def _without(node: Node, paths: Iterable[str]) -> Node:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from genflow.data.base import Dataset
 from genflow.evaluation.base import Evaluator
 from genflow.methods.base import Method
-from genflow.ranges import NotNegative, Positive, Range, Size
+from genflow.ranges import Above0, LocalPath, NotNegative, PlainName, Positive, Range, Share, Size
 
 
 class OptimizerSlot:
@@ -52,12 +52,14 @@ class TrainSection:
         checkpointing: keep no activations inside the layers of backbones and flows, but compute them again in the
             backward pass; likewise the same result.
         compile: compile these layers with torch.compile; results differ by rounding. Sampling has an option of its own.
+        stall_seconds: an update that takes longer is said, with the process that the others wait for.
     """
 
     max_iters: Positive
     micro_batches: Positive = 1
     checkpointing: bool = False
     compile: bool = False
+    stall_seconds: Above0 = 600.0
 
 
 @dataclass
@@ -105,7 +107,7 @@ class OptimSection:
 
     optimizer: OptimizerSlot
     precision: Literal["float32", "bfloat16"] = "float32"
-    clip_grad_norm: Annotated[float, Range(above=0)] | None = None
+    clip_grad_norm: Above0 | None = None
     paramwise_cfg: ParamwiseSection | None = None
 
 
@@ -120,9 +122,9 @@ class AverageSection:
             the initial weights; None for no bound.
     """
 
-    decay: Annotated[float, Range(low=0, high=1)] | None = None
-    half_life: Annotated[float, Range(above=0)] | None = None
-    ramp_up: Annotated[float, Range(above=0)] | None = 0.05
+    decay: Share | None = None
+    half_life: Above0 | None = None
+    ramp_up: Above0 | None = 0.05
 
     def __post_init__(self):
         if (self.decay is None) == (self.half_life is None):
@@ -165,8 +167,8 @@ class SamplesSection:
     """
 
     interval: NotNegative = 0
-    per_class: Positive = 8
-    classes: Positive = 10
+    per_class: Annotated[int, Range(low=1, high=10_000)] = 8
+    classes: Annotated[int, Range(low=1, high=10_000)] = 10
     guidance: float | None = None
 
 
@@ -177,6 +179,21 @@ class HooksSection:
     logger: LoggerSection = field(default_factory=LoggerSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     samples: SamplesSection = field(default_factory=SamplesSection)
+
+
+@dataclass
+class PrerequisiteSection:
+    """A recipe that another one needs.
+
+    Args:
+        recipe: its file, or the resolved recipe.
+        run: its run folder; None takes the one called ``name`` beside the run that needs it.
+        name: of its run folder; that of the file.
+    """
+
+    recipe: LocalPath | dict[str, object]
+    run: LocalPath | None = None
+    name: PlainName | None = None
 
 
 @dataclass
@@ -191,21 +208,23 @@ class RecipeSections:
         train_dataloader, train_cfg, optim_wrapper, param_scheduler: data and updates.
         ema, default_hooks, custom_hooks: what happens around updates.
         evaluation: what ``tools/evaluate.py`` measures.
+        init_from: a run folder, or a file of weights, whose weights training starts from where names and shapes fit.
         seed: seed of initial weights, data order and every training draw.
         published: numbers from the paper, printed beside ours.
     """
 
     model: Method
-    components: dict[str, object] = field(default_factory=dict)
-    prerequisites: dict[str, object] = field(default_factory=dict)
+    components: dict[PlainName, object] = field(default_factory=dict)
+    prerequisites: dict[PlainName, LocalPath | PrerequisiteSection] = field(default_factory=dict)
     custom_imports: list[str] = field(default_factory=list)
     train_dataloader: LoaderSection | None = None
     train_cfg: TrainSection | None = None
     optim_wrapper: OptimSection | None = None
     param_scheduler: list[SchedulerSlot] = field(default_factory=list)
-    ema: dict[str, AverageSection] = field(default_factory=dict)
+    ema: dict[PlainName, AverageSection] = field(default_factory=dict)
     default_hooks: HooksSection = field(default_factory=HooksSection)
     custom_hooks: list[HookSlot] = field(default_factory=list)
     evaluation: Evaluator | None = None
+    init_from: LocalPath | None = None
     seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
     published: dict[str, object] = field(default_factory=dict)

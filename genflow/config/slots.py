@@ -7,18 +7,18 @@ keys, and plain types check scalars, lists and dictionaries.
 
 import collections.abc
 import dataclasses
-import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from torch import nn
-
+from genflow.config.arguments import Argument, section_signature, signature_of
+from genflow.config.foreign import with_ranges
 from genflow.errors import UserError, nearest, shown
-from genflow.ranges import Range
+from genflow.ranges import Limit
 from genflow.registry import KINDS, KindRegistry
 
 _SCALARS = {
@@ -29,6 +29,10 @@ _SCALARS = {
     type(None): "null",
     Any: "a value",
 }
+
+
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
+_MAPPINGS = (dict, collections.abc.Mapping)
 
 
 @dataclass
@@ -64,45 +68,8 @@ class Mismatch(UserError):
     """A value that does not fit; ``path`` is its place in the recipe."""
 
     def __init__(self, path: str, message: str):
+        self.path = path
         super().__init__(f"{path}: {message}" if path else message)
-
-
-class Argument(NamedTuple):
-    """A constructor argument: its annotation, whether a recipe must give it, and its default (None without)."""
-
-    annotation: Any
-    required: bool
-    default: Any = None
-
-
-def signature_of(cls: type) -> dict[str, Argument]:
-    """Constructor arguments by name, following ``**kwargs`` to base classes.
-
-    An argument of a base class counts as optional, since the class itself may pass it on.
-    """
-    arguments: dict[str, Argument] = {}
-    inherited = False
-    for owner in cls.__mro__:
-        if owner in (object, nn.Module):
-            break
-        if "__init__" not in vars(owner):
-            continue
-        try:
-            hints = typing.get_type_hints(owner.__init__, include_extras=True)
-        except (NameError, TypeError, AttributeError):  # annotations of foreign code that cannot be resolved
-            hints = {}
-        parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            no_default = parameter.default is parameter.empty
-            default = None if no_default else parameter.default
-            annotation = hints.get(parameter.name, Any)
-            arguments.setdefault(parameter.name, Argument(annotation, no_default and not inherited, default))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-        inherited = True
-    return arguments
 
 
 def check(value: Any, annotation: Any, path: str) -> Any:
@@ -120,18 +87,14 @@ def check(value: Any, annotation: Any, path: str) -> Any:
     elif origin in (typing.Union, types.UnionType):
         checked = _check_union(value, arguments, path)
     elif origin is Annotated:
-        checked = check(value, arguments[0], path)
-        if not all(checked in limits for limits in arguments[1:] if isinstance(limits, Range)):
-            raise _unexpected(value, annotation, path)
+        checked = _check_limited(value, annotation, path)
     elif origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise _unexpected(value, annotation, path, nearest(value, arguments))
-    elif origin in (list, collections.abc.Sequence, collections.abc.Iterable, tuple):
+    elif origin in _LISTS:
         checked = _check_list(value, origin, arguments, path)
-    elif origin in (dict, collections.abc.Mapping):
-        if not isinstance(value, dict):
-            raise _unexpected(value, annotation, path)
-        checked = {key: check(entry, arguments[1], f"{path}.{key}") for key, entry in value.items()}
+    elif origin in _MAPPINGS:
+        checked = _check_mapping(value, annotation, path)
     elif hasattr(annotation, "kind"):
         checked = _of_family(_check_slot(value, annotation.kind, path), annotation)
     elif dataclasses.is_dataclass(annotation):
@@ -141,9 +104,28 @@ def check(value: Any, annotation: Any, path: str) -> Any:
     return checked
 
 
+def _check_limited(value: Any, annotation: Any, path: str) -> Any:
+    inner, *limits = typing.get_args(annotation)
+    checked = check(value, inner, path)
+    if not all(checked in limit for limit in limits if isinstance(limit, Limit)):
+        raise _unexpected(value, annotation, path)
+    return checked
+
+
+def _check_mapping(value: Any, annotation: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise _unexpected(value, annotation, path)
+    keys, entries = typing.get_args(annotation)
+    for key in value:
+        check(key, keys, f"{path}.{key}")
+    return {key: check(entry, entries, f"{path}.{key}") for key, entry in value.items()}
+
+
 def _check_scalar(value: Any, annotation: Any, path: str) -> Any:
     if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        if abs(value) <= sys.float_info.max:
+            return float(value)
+        raise _unexpected(value, annotation, path)
     if annotation in (list, dict) and type(value) is annotation:
         return _check_untyped(value, path)
     if annotation in (int, bool, str) and type(value) is annotation:
@@ -151,6 +133,19 @@ def _check_scalar(value: Any, annotation: Any, path: str) -> Any:
     if annotation in (None, type(None)) and value is None:
         return None
     raise _unexpected(value, annotation, path)
+
+
+def check_finite(value: Any, path: str) -> None:
+    """See that every number of a recipe is one, also where nothing is known about a place.
+
+    Raises:
+        Mismatch: there is an infinite one, or ``nan``.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _unexpected(value, float, path)
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in pairs:
+        check_finite(entry, f"{path}.{key}".lstrip("."))
 
 
 def _check_untyped(value: Any, path: str) -> Any:
@@ -178,7 +173,8 @@ def _check_union(value: Any, choices: tuple, path: str) -> Any:
         structured = hasattr(choice, "kind") or dataclasses.is_dataclass(choice)
         if structured and (isinstance(value, dict) or (isinstance(value, str) and value.startswith("$"))):
             raise error
-        if isinstance(value, list) and typing.get_origin(choice) in (list, tuple):
+        bare = typing.get_args(choice)[0] if typing.get_origin(choice) is Annotated else choice
+        if isinstance(value, list) and typing.get_origin(bare) in _LISTS and error.path != path:
             raise error
     raise _unexpected(value, typing.Union[choices], path)  # noqa: UP007
 
@@ -221,6 +217,8 @@ def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
     cls = find_component(value["type"], [kind], f"{path}.type")
     given = {key: entry for key, entry in value.items() if key != "type"}
     signature = {name: entry for name, entry in signature_of(cls).items() if name not in kind.supplied}
+    if kind.external is not None:
+        signature = with_ranges(cls, signature)
     return Node(path, kind_name, cls, _check_arguments(given, signature, path, cls.__name__))
 
 
@@ -276,7 +274,8 @@ def _check_arguments(given: dict, signature: dict[str, Argument], path: str, own
     paths = {name: f"{path}.{name}".lstrip(".") for name in (*given, *signature)}
     for name in given:
         if name not in signature:
-            raise Mismatch(paths[name], f"{owner} has no argument '{name}'{nearest(name, signature)}")
+            hint = nearest(name, signature) or "; from a _base_? '_delete_: true' leaves it out"
+            raise Mismatch(paths[name], f"{owner} has no argument '{name}'{hint}")
     for name, argument in signature.items():
         if argument.required and name not in given:
             raise Mismatch(paths[name], f"missing, {owner} needs it ({_describe(argument.annotation)})")
@@ -293,18 +292,6 @@ def check_section(value: Any, cls: type, path: str) -> Section:
             raise Mismatch(f"{path}.{name}".lstrip("."), f"unknown key{nearest(name, signature)}")
     arguments = _check_arguments(value, signature, path, path or "a recipe")
     return Section(path, cls, arguments)
-
-
-def section_signature(cls: type) -> dict[str, Argument]:
-    """The keys of a dataclass, as :func:`signature_of` gives the arguments of a constructor."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    signature = {}
-    for entry in dataclasses.fields(cls):
-        made = entry.default_factory is not dataclasses.MISSING
-        default = entry.default_factory() if made else entry.default
-        required = default is dataclasses.MISSING
-        signature[entry.name] = Argument(hints[entry.name], required, None if required else default)
-    return signature
 
 
 def build(value: Any, make: Callable[[Node], Any], resolve: Callable[[Reference], Any]) -> Any:
@@ -353,33 +340,44 @@ def _is_recipe_type(annotation: Any) -> bool:
     )
 
 
-def _describe(annotation: Any) -> str:
+def _describe(annotation: Any, value: Any = None) -> str:
+    """What an annotation allows, in words; of its limits those that ``value`` breaks, if it breaks any."""
     origin, choices = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation in (list, dict) or origin in (list, tuple, dict):
-        text = "a mapping" if dict in (annotation, origin) else "a list"
+    if annotation in (list, dict) or origin in _LISTS or origin in _MAPPINGS:
+        text = "a mapping" if annotation is dict or origin in _MAPPINGS else "a list"
     elif hasattr(annotation, "kind"):
         text = a_kind(annotation.kind)
     elif dataclasses.is_dataclass(annotation):
         text = "a section"
     elif origin is Annotated:
-        text = " ".join([_describe(choices[0]), *(str(limits) for limits in choices[1:] if isinstance(limits, Range))])
+        limits = [limit for limit in choices[1:] if isinstance(limit, Limit)]
+        broken = [limit for limit in limits if limit.judges(value) and value not in limit]
+        named = broken or [limit for limit in limits if not limit.tacit]
+        text = " ".join([_describe(choices[0], value), *map(str, named)])
     elif origin is Literal:
         text = "one of " + ", ".join(repr(choice) for choice in choices)
     elif origin in (typing.Union, types.UnionType):
-        text = " or ".join(_describe(choice) for choice in choices if _is_recipe_type(choice))
+        text = " or ".join(_describe(choice, value) for choice in choices if _is_recipe_type(choice))
     else:
         text = _SCALARS.get(annotation, getattr(annotation, "__name__", str(annotation)))
     return text
 
 
-def _is_numeric(annotation: Any) -> bool:
-    return annotation in (int, float) or any(_is_numeric(part) for part in typing.get_args(annotation))
+def _allows(annotation: Any, scalars: tuple[type, ...]) -> bool:
+    """Whether it is one of some types of scalars, or a union with one."""
+    if typing.get_origin(annotation) in (*_LISTS, *_MAPPINGS):
+        return False
+    return annotation in scalars or any(_allows(part, scalars) for part in typing.get_args(annotation))
 
 
 def _unexpected(value: Any, annotation: Any, path: str, hint: str = "") -> Mismatch:
-    if isinstance(value, str) and _is_numeric(annotation):
+    if isinstance(value, str) and _allows(annotation, (int, float)):
         try:
             hint = "; a number in quotes is text" if math.isfinite(float(value)) else ""
         except ValueError:
             hint = ""
-    return Mismatch(path, f"found {shown(value)}, expected {_describe(annotation)}{hint}")
+    elif isinstance(value, (int, float)) and _allows(annotation, (str,)):
+        hint = "; what looks like a number or a truth value is text in quotes"
+    elif isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max:
+        hint = "; it must be finite"
+    return Mismatch(path, f"found {shown(value)}, expected {_describe(annotation, value)}{hint}")

@@ -104,7 +104,7 @@ def small_biflow(*overrides):
         ("components={a: {type: Foo}}", "components.a.type: found 'Foo', expected the name of a component"),
         ("components={a: {type: SquaredError, x: 1}}", "components.a.x: SquaredError has no argument 'x'"),
         ("custom_imports=module", "custom_imports: found 'module', expected a list of module names"),
-        ("custom_imports=[no.such]", "custom_imports: cannot import 'no.such' from the working folder or PYTHONPATH: "),
+        ("custom_imports=[no.such]", "custom_imports: cannot import 'no.such' from PYTHONPATH, "),
     ],
 )
 def test_mistakes_are_one_line_with_file_and_path(refused, override, message):
@@ -228,7 +228,7 @@ def test_a_prerequisite_gets_its_weights_or_stays_on_the_meta_device():
         ("model.flow.layers=[1]", "model.flow: layers lists 1 blocks, blocks is 2"),
         ("model.flow.patch_size=3", "model.flow: image_size 8 is not a multiple of patch_size 3"),
         ("model.flow.width=20", "model.flow: "),
-        ("model.flow.width=99999999999999999992", "model.flow: "),
+        ("model.flow.width=2147483640", "model.flow: "),
     ],
 )
 def test_errors_of_constructors_are_one_line_with_the_path(refused, override, message):
@@ -315,10 +315,13 @@ def test_optimizers_and_schedulers_wait_for_what_the_engine_supplies(tiny_file):
     linear.fill("total_iters", 10)  # it has no such argument
     assert warmup(optimizer).total_iters == 10
     assert type(linear(optimizer)).__name__ == "LinearLR"
-    bad = ComponentGraph.load(tiny_file, ["optim_wrapper.optimizer.lr=-1"])
+    bad = ComponentGraph.load(tiny_file, ["optim_wrapper.optimizer={type: SGD, nesterov: true}"])
     with pytest.raises(UserError) as caught:
         bad.section("optim_wrapper").optimizer([nn.Parameter(torch.zeros(2))])
-    assert str(caught.value) == f"{tiny_file}: optim_wrapper.optimizer: Invalid learning rate: -1.0"
+    assert (
+        str(caught.value)
+        == f"{tiny_file}: optim_wrapper.optimizer: Nesterov momentum requires a momentum and zero dampening"
+    )
 
 
 def test_custom_hooks_are_built(tiny_file, register):
@@ -353,10 +356,9 @@ def test_custom_modules_that_cannot_be_imported(refused, tmp_path, monkeypatch, 
     number = request.node.callspec.indices["text"]
     (tmp_path / f"graph_broken_{number}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
     message = refused(f"custom_imports=[graph_broken_{number}]")
-    start = f"custom_imports: cannot import 'graph_broken_{number}' from the working folder or PYTHONPATH: "
-    assert message.startswith(start + problem.format(n=number))
+    assert message.startswith(f"custom_imports: cannot import 'graph_broken_{number}' from PYTHONPATH, {tmp_path}: ")
+    assert problem.format(n=number) in message
 
 
 def test_a_plain_dictionary_is_a_recipe_too(tiny_recipe):

@@ -163,6 +163,16 @@ def test_aliases_multiplied_by_each_other_end_at_a_limit(tmp_path):
     assert "too large" in refused(write(tmp_path, recipe="\n".join(lines)))
 
 
+def test_aliases_are_measured_in_bytes_too(tmp_path):
+    """4 kB, ten thousand times, and merged keys."""
+    lines = [f"a: &a {'x' * 4096}", "b: &b [" + ", ".join(["*a"] * 100) + "]", "c: [" + ", ".join(["*b"] * 100) + "]"]
+    assert "too large" in refused(write(tmp_path, recipe="\n".join(lines)))
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)]
+    assert "too large" in refused(write(tmp_path, recipe="\n".join(lines)))
+    assert "larger than" in refused(write(tmp_path, recipe="# " + "x" * 2**22))
+
+
 def test_an_alias_is_a_value_of_its_own(tmp_path):
     recipe = load(tmp_path, "a: &x {b: [1, 2]}\nc: *x\nd: {<<: *x, e: 3}", ["c.b.0=9"])
     assert recipe == {"a": {"b": [1, 2]}, "c": {"b": [9, 2]}, "d": {"b": [1, 2], "e": 3}}
