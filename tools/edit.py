@@ -41,12 +41,16 @@ def parse() -> Namespace:
         "is white where pixels are known",
     )
     inpaint.add_argument("--paste", action="store_true", help="put the known pixels back")
-    inpaint.add_argument("--labels", type=int, nargs="+", help="class of all images, or of each; -1 for no class")
+    inpaint.add_argument(
+        "--labels", nargs="+", metavar="CLASS", help="class of all images, or of each, by name or number; -1 for none"
+    )
     inpaint.add_argument("--fill", choices=["mean", "zero"], default="mean", help="what the flow sees in the hole")
     change = edits.add_parser("class-edit", help=CLASS_EDIT, description=CLASS_EDIT, example=CLASS_EDIT_EXAMPLE)
     _add_common(change)
-    change.add_argument("--from", type=int, required=True, dest="old", metavar="CLASS", help="class of the images")
-    change.add_argument("--to", type=int, required=True, dest="new", metavar="CLASS", help="class to show them as")
+    change.add_argument(
+        "--from", required=True, dest="old", metavar="CLASS", help="class of the images, by name or number"
+    )
+    change.add_argument("--to", required=True, dest="new", metavar="CLASS", help="class to show them as")
     return parser.parse_args()
 
 
@@ -63,7 +67,10 @@ def _add_common(parser: Parser) -> None:
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each group (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--average", help="another average of the weights than the exported one, by name")
+    parser.add_argument(
+        "--average",
+        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
+    )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", type=device, default=default_device())
     parser.add_argument(
@@ -73,8 +80,12 @@ def _add_common(parser: Parser) -> None:
         metavar="KEY=VALUE",
         help="override recipe entries; train_dataloader.dataset.split=test takes the held-out digits",
     )
+    parser.add_imports()
     parser.add_argument("--out", type=Path, required=True, help="picture of before and after, a .png")
     parser.add_argument("--out-images", type=Path, help="the edited images alone: an .npz, or a folder of PNGs")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what lies there; of a folder, pictures named as ours only"
+    )
 
 
 def main() -> None:
@@ -85,29 +96,31 @@ def main() -> None:
     import torch
 
     from genflow.inference import editing
+    from genflow.inference.classes import find_classes
     from genflow.inference.read_images import list_files, read_mask
     from genflow.inference.write_images import check_apart, check_out, save_rows, write_images
     from genflow.runs.folder import open_run
 
-    files = list_files(arguments.images)
+    files, left_out = list_files(arguments.images)
     inputs = [*files, Path(arguments.mask)] if inpainting and Path(arguments.mask).is_file() else files
-    check_out(arguments.out, (".png",), "--out")
     check_apart(arguments.out, inputs, "--out")
+    check_out(arguments.out, (".png",), "--out", arguments.overwrite)
     if arguments.out_images:
-        check_out(arguments.out_images, (".npz", ""), "--out-images")
         check_apart(arguments.out_images, inputs, "--out-images")
-    run = open_run(arguments.run, arguments.cfg_options)
+        check_out(arguments.out_images, (".npz", ""), "--out-images", arguments.overwrite)
+    run = open_run(arguments.run, arguments.cfg_options, arguments.allow_imports)
     method = run.method(arguments.average).to(arguments.device)
     editing.require_flow(method, run)
+    classes, names = method.num_classes, run.class_names
     if inpainting:
-        editing.check_classes(method.num_classes, {"--labels": arguments.labels or []}, least=-1)
+        given, chosen, new = find_classes("--labels", arguments.labels or [], classes, names, least=-1), None, None
     else:
-        editing.check_classes(method.num_classes, {"--from": [arguments.old], "--to": [arguments.new]})
+        given, (chosen,) = [], find_classes("--from", [arguments.old], classes, names)
+        (new,) = find_classes("--to", [arguments.new], classes, names)
     mask = read_mask(arguments.mask, *editing.pixel_shape(method.codec)[1:]) if inpainting else None
-    chosen = None if inpainting else arguments.old
     images, labels = editing.load_pictures(method, run.graph, files, arguments.num, chosen)
-    labels = editing.label_pictures(labels, arguments.labels if inpainting else [], method.num_classes)
-    wanted = labels if inpainting else torch.full_like(labels, arguments.new)
+    labels = editing.label_pictures(labels, given, classes)
+    wanted = labels if inpainting else torch.full_like(labels, new)
 
     def edit(batch, old, new, draws):
         if inpainting:
@@ -134,15 +147,25 @@ def main() -> None:
             rows.append(result)
     save_rows(rows, arguments.out)
     if arguments.out_images:
-        write_images(result, wanted, arguments.out_images)
-    print(f"{len(images)} images edited: {arguments.out}")
+        write_images(result, wanted, arguments.out_images, overwrite=arguments.overwrite)
+    print("\n".join([*left_out, f"{len(images)} images edited: {arguments.out}"]))
     if inpainting and mask.any():
         error = (after - before).abs()[..., mask].mean()
         print(f"mean absolute error on known pixels before pasting: {error:.4f} of a range of 2")
-    evaluator = run.graph.section("evaluation")
-    accuracy = None if evaluator is None or (wanted < 0).any() else evaluator.accuracy(result, wanted)
+    what = "its own class" if inpainting else f"class {arguments.new}"
+    print_accuracy(run.graph.section("evaluation"), classes, result, wanted, what)
+
+
+def print_accuracy(evaluator, classes, images, labels, what: str) -> None:
+    """Print the share of images that show their labels, if the evaluator can tell."""
+    if evaluator is None or not classes or (labels < 0).any():
+        return
+    try:
+        evaluator.check(classes, tuple(images.shape[1:]))
+    except UserError:
+        return
+    accuracy = evaluator.accuracy(images, labels)
     if accuracy is not None:
-        what = "its own class" if inpainting else f"class {arguments.new}"
         print(f"share read as {what}: {accuracy:.4f} ({type(evaluator).__name__})")
 
 

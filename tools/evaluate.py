@@ -19,14 +19,18 @@ def main() -> None:
         "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--average", help="another average of the weights than the exported one, by name")
+    parser.add_argument(
+        "--average",
+        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
+    )
     parser.add_argument("--device", type=device, default=default_device())
+    parser.add_imports()
     arguments = parser.parse_args()
 
     from genflow.runs.evaluate import evaluate_run, report_table
     from genflow.runs.folder import open_run
 
-    run = open_run(arguments.run)
+    run = open_run(arguments.run, allow_imports=arguments.allow_imports)
     with progress_bar("evaluating") as bar:
         task = bar.add_task("", total=None)
         report = evaluate_run(

@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, help="training runs at a time, one thread each (default: one per core)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace tables and pictures that others wrote")
     arguments = parser.parse_args()
+    overwrite = arguments.overwrite
     folder = arguments.what.removesuffix("-open-points").replace("-", "_")
     out = arguments.out or Path("work_dirs/reproduce") / folder
 
@@ -44,20 +46,22 @@ def main() -> None:
         "drifting": reproduce_drifting.PAPER_ROWS,
     }
     if arguments.what in plans:
-        _ablate(plans[arguments.what], out, arguments.seeds, processes)
+        _ablate(plans[arguments.what], out, arguments.seeds, processes, overwrite)
     if arguments.what in ("pmf", "pmf-toy"):
-        _pmf_toy(out / "toy" if arguments.what == "pmf" else out, processes)
+        _pmf_toy(out / "toy" if arguments.what == "pmf" else out, processes, overwrite)
     if arguments.what == "biflow-toy":
-        _biflow_toy(out)
+        _biflow_toy(out, overwrite)
     if arguments.what == "drift-toy":
-        _drift_toy(out, processes)
+        _drift_toy(out, processes, overwrite)
 
 
-def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> None:
+def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int, overwrite: bool) -> None:
     from genflow.reproduction import ablation
     from genflow.reproduction.ablation_figure import draw_ablation, sample_strip
+    from genflow.reproduction.results import ResultFiles
     from genflow.weights import write_text
 
+    files = ResultFiles(out, [f"{plan.name}.{ending}" for ending in ("json", "md", "png")], overwrite)
     _train(ablation.jobs_of(plan, RECIPES, out, seeds, threads=1), processes)
     with progress_bar("measuring") as bar:
         task = bar.add_task("", total=len(plan.rows))
@@ -68,6 +72,7 @@ def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int) -> No
     first = out / f"seed_{seeds[0]}"
     strips = [sample_strip(first / row.run, row.guidance, classes=10) for row in plan.rows]
     draw_ablation(results, strips, out / f"{plan.name}.png")
+    files.record()
     print(f"{table}\n{out / plan.name}.md, .json and .png")
 
 
@@ -79,39 +84,49 @@ def _train(jobs: "list[Job]", processes: int) -> None:
         train_jobs(jobs, processes, lambda done, total: bar.update(task, completed=done))
 
 
-def _pmf_toy(out: Path, processes: int) -> None:
+def _pmf_toy(out: Path, processes: int, overwrite: bool) -> None:
     from genflow.reproduction import pmf as reproduce_pmf
+    from genflow.reproduction.results import ResultFiles
     from genflow.weights import write_text
 
+    files = ResultFiles(out, ["pmf_toy.json", "pmf_toy.png"], overwrite)
     _train(reproduce_pmf.toy_jobs(RECIPES, out), processes)
     distances = reproduce_pmf.toy_distances(out)
     write_text(out / "pmf_toy.json", json.dumps(distances, indent=2) + "\n")
     reproduce_pmf.draw_toy(out, out / "pmf_toy.png", distances)
+    files.record()
     print(f"{out / 'pmf_toy'}.png and .json")
 
 
-def _drift_toy(out: Path, processes: int) -> None:
+def _drift_toy(out: Path, processes: int, overwrite: bool) -> None:
     from genflow.reproduction import drift_toy
+    from genflow.reproduction.results import ResultFiles
     from genflow.weights import write_text
 
+    films = [f"drift_toy_{start}.{ending}" for start in drift_toy.STARTS for ending in ("png", "gif")]
+    files = ResultFiles(out, ["drift_toy.json", *films], overwrite)
     _train(drift_toy.toy_jobs(RECIPES, out), processes)
     results = drift_toy.toy_figures(out)
     write_text(out / "drift_toy.json", json.dumps(results, indent=2) + "\n")
     for start, description in drift_toy.STARTS.items():
         drift_toy.draw_strip(out / start, f"start: {description}", out / f"drift_toy_{start}.png")
         drift_toy.draw_film(out / start, f"start: {description}", out / f"drift_toy_{start}.gif")
+    files.record()
     print(f"{drift_toy.format_toy(results)}\n{out / 'drift_toy'}.json, {out / 'drift_toy'}_*.png and .gif")
 
 
-def _biflow_toy(out: Path) -> None:
+def _biflow_toy(out: Path, overwrite: bool) -> None:
     from genflow.engine.train import TrainOptions, train
     from genflow.reproduction.biflow_toy import draw_toy_figure
+    from genflow.reproduction.results import ResultFiles
     from genflow.runs.folder import RunFolder
 
+    files = ResultFiles(out, ["biflow_toy.png"], overwrite)
     run = out / "biflow_toy"
     if not RunFolder(run).is_complete:
         train(RECIPES / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
     draw_toy_figure(run, out / "biflow_toy.png")
+    files.record()
     print(out / "biflow_toy.png")
 
 

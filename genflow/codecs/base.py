@@ -1,5 +1,7 @@
 """The contract of codecs."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from genflow.errors import UserError
@@ -17,6 +19,14 @@ class Codec(nn.Module):
     can_decode: bool = True
     #: What a user can do about one that has not.
     weights_hint: str = "set its 'weights'"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the latents that :meth:`encode` makes depend on, of plain JSON values; None where it is not known.
+
+        A cache of latents keeps it, and is refused where it says something else than that of the recipe's codec.
+        """
+        return {"type": type(self).__name__}
 
     def randomize(self) -> None:
         """Give a codec that cannot decode random weights, so that decoding can be timed.

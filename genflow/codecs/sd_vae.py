@@ -1,15 +1,16 @@
 """The autoencoder of Stable Diffusion (arXiv 2112.10752), through diffusers."""
 
+import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from genflow.codecs.base import Codec
 from genflow.errors import UserError, missing_extra
-from genflow.ranges import LocalPath
+from genflow.ranges import Above0, Length, LocalPath, Positive
 from genflow.registry import CODECS
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class SDVAE(Codec):
 
     def __init__(
         self,
-        image_size: int = 256,
+        image_size: Positive = 256,
         weights: LocalPath | None = None,
-        latent_mean: tuple[float, ...] = (0.865, -0.278, 0.216, 0.374),
-        latent_std: tuple[float, ...] = (4.855, 5.319, 3.937, 3.987),
+        latent_mean: Annotated[tuple[float, ...], Length()] = (0.865, -0.278, 0.216, 0.374),
+        latent_std: Annotated[tuple[Above0, ...], Length()] = (4.855, 5.319, 3.937, 3.987),
     ):
         super().__init__()
         vae = _load(weights)
@@ -76,6 +77,12 @@ class SDVAE(Codec):
                 raise ValueError(f"{name} has {len(values)} numbers, the VAE {channels} latent channels")
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self.latent_shape = (channels, image_size // factor, image_size // factor)
+        self._folder = None if weights is None else Path(weights)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Its name, and the SHA-256 of the file of its weights; None without weights."""
+        return {"type": type(self).__name__, "weights": None if self._folder is None else _digest(self._folder)}
 
     def randomize(self) -> None:
         self.vae = type(self.vae).from_config(self.vae.config).eval().requires_grad_(False)
@@ -114,6 +121,16 @@ class SDVAE(Codec):
                 "SDVAE has no weights: set weights: to a folder in diffusers format, "
                 "e.g. a download of stabilityai/sd-vae-ft-mse"
             )
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the weights in a folder of diffusers' format, of the file that diffusers prefers."""
+    names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"weights of SDVAE: '{folder}' holds neither {names[0]} nor {names[1]}")
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _load(weights: str | None) -> "AutoencoderKL":

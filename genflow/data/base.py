@@ -1,5 +1,9 @@
 """The contract of datasets."""
 
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +19,28 @@ class Dataset(torch.utils.data.Dataset):
     kind = "dataset"
     num_classes: int
     image_shape: tuple[int, int, int]
+    #: Names of the classes in their order; empty where they have none.
+    class_names: Sequence[str] = ()
+    #: Lines for the user about what was read, and what was left out.
+    notes: Sequence[str] = ()
+
+    def check_codec(self, description: Mapping[str, Any], normalize: Callable[[Tensor], Tensor]) -> None:
+        """See that the recipe's codec can be used with what is stored; pictures go with any.
+
+        Args:
+            description: of the codec, see :attr:`genflow.codecs.base.Codec.description`.
+            normalize: of the codec.
+
+        Raises:
+            UserError: stored latents are another codec's, or not as ``normalize`` expects them.
+        """
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run must find again to go on exactly: numbers of samples and classes, and a hash of their names."""
+        # Names of folders need not be valid text, and hold anything but this separator.
+        names = "\0".join(self.class_names).encode(errors="surrogateescape")
+        digest = hashlib.sha256(names).hexdigest() if self.class_names else ""
+        return {"samples": len(self), "classes": self.num_classes, "class_names": digest}
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -23,6 +23,7 @@ class Digits(Dataset):
 
     num_classes = 10
     image_shape = (1, 8, 8)
+    class_names = tuple("0123456789")
 
     def __init__(self, split: Literal["train", "test"] = "train"):
         # Imported here so that `import genflow` stays light.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from genflow.data.base import Dataset
 from genflow.draws import Draws
-from genflow.errors import UserError
-from genflow.ranges import LocalPath
+from genflow.errors import UserError, shown
+from genflow.ranges import ImageShape, LocalPath, Positive
 from genflow.registry import DATASETS
 
 _FILES = ("cache.json", "moments.npy", "labels.npy")
+#: Latents whose statistics are looked at, and how far from 0 and 1 they may be.
+_CHECKED, _TOLERANCE = 1000, 0.25
 
 
 def codec_hash(codec: Mapping[str, Any]) -> str:
@@ -32,7 +34,8 @@ class LatentCache(Dataset):
     The folder holds ``moments.npy``, float16 or float32 (N, views, 2C, H, W): mean, then standard deviation
     of every image's posterior, before the codec's ``normalize``; view 0 is the image, view 1 its mirror
     image, which cannot be had by mirroring the latent. ``labels.npy`` holds (N,) labels, and ``cache.json``
-    what the other two contain and by which codec. The moments stay on disk.
+    what the other two contain and by which codec, and the names of the classes if they have any. The moments stay on
+    disk.
 
     Args:
         data_root: the folder.
@@ -47,8 +50,8 @@ class LatentCache(Dataset):
     def __init__(
         self,
         data_root: LocalPath,
-        latent_shape: tuple[int, int, int],
-        num_classes: int = 1000,
+        latent_shape: ImageShape,
+        num_classes: Positive = 1000,
         flip: bool = True,
     ):
         self.data_root = data_root
@@ -85,6 +88,9 @@ class LatentCache(Dataset):
         self.codec_hash = description.get("codec_hash")
         if not isinstance(self.codec, dict) or self.codec_hash != codec_hash(self.codec):
             raise self._invalid("cache.json has a codec_hash that is not the hash of its codec")
+        self.class_names = description.get("class_names", [])
+        if not _are_names(self.class_names, self.num_classes):
+            raise self._invalid(f"cache.json has class_names that are not {self.num_classes} different names, or none")
         count = description.get("count")
         if type(count) is not int or count < 1:
             raise self._invalid(f"cache.json has count {count!r}, expected a positive integer")
@@ -115,6 +121,29 @@ class LatentCache(Dataset):
             raise self._invalid(f"labels.npy {problem}")
         return torch.from_numpy(labels.astype(np.int64))
 
+    def check_codec(self, description: Mapping[str, Any], normalize: Callable[[Tensor], Tensor]) -> None:
+        """See that the recipe's codec made the latents, and that they are not scaled yet.
+
+        For the statistics a thousand latents are looked at, evenly spread, since classes may follow each other.
+        """
+        for key in sorted(self.codec.keys() | description.keys()):
+            found, expected = (made.get(key, "nothing") for made in (self.codec, description))
+            if found != expected and None not in (found, expected):
+                hashes = f"codec_hash {self.codec_hash[:12]} there, {codec_hash(description)[:12]} here"
+                values = f"its codec has {key} {shown(found)}, the recipe's has {shown(expected)}"
+                raise UserError(f"data_root {self.data_root!r} holds latents of another codec: {values} ({hashes})")
+        checked = min(self._count, _CHECKED)
+        indices = torch.arange(checked) * self._count // checked
+        latents = normalize(self.batch(indices, Draws(0, indices))["images"])
+        mean, deviation = float(latents.mean()), float(latents.std())
+        if not (abs(mean) <= _TOLERANCE and abs(deviation - 1) <= _TOLERANCE):
+            found = f"{checked} latents have mean {mean:.3g} and standard deviation {deviation:.3g}"
+            raise UserError(
+                f"data_root {self.data_root!r}: {found} after the codec's normalize, expected 0 and 1 within "
+                f"{_TOLERANCE}: they are scaled already, or the codec is told other statistics than theirs (SDVAE: "
+                "latent_mean, latent_std)"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map is a copy of the file; a loader process opens the file itself.
         return {**self.__dict__, "_moments": None}
@@ -141,6 +170,13 @@ class LatentCache(Dataset):
         return {"images": images, "labels": self._labels[indices]}
 
 
+def _are_names(names: Any, num_classes: int) -> bool:
+    """Whether there is a name for each class, or none at all."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return False
+    return not names or len(set(names)) == len(names) == num_classes
+
+
 def _label_problem(labels: np.ndarray, count: int, num_classes: int) -> str:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         return f"has shape {labels.shape} and type {labels.dtype}, expected ({count},) integers"
@@ -155,6 +191,7 @@ def write_latent_cache(
     labels: np.ndarray,
     codec: Mapping[str, Any],
     num_classes: int = 1000,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write the folder that :class:`LatentCache` reads, replacing an older one.
 
@@ -162,8 +199,9 @@ def write_latent_cache(
         data_root: the folder, made if need be.
         moments: (N, views, 2C, H, W) float16 or float32, means then standard deviations; may be a memory map.
         labels: (N,) integers in [0, num_classes).
-        codec: description of the codec that made the moments, of plain JSON values.
+        codec: :attr:`~genflow.codecs.base.Codec.description` of the codec that made the moments.
         num_classes: classes.
+        class_names: their names in their order, if they have any.
 
     Raises:
         ValueError: arrays that :class:`LatentCache` would refuse; nothing has been written then.
@@ -177,12 +215,15 @@ def write_latent_cache(
     problem = _label_problem(labels, count, num_classes)
     if problem:
         raise ValueError(f"the array of labels {problem}")
+    if not _are_names(list(class_names), num_classes):
+        raise ValueError(f"class_names are not {num_classes} different names, or none")
     description = {
         "count": count,
         "latent_shape": [channels // 2, height, width],
         "num_classes": num_classes,
         "codec": dict(codec),
         "codec_hash": codec_hash(codec),
+        "class_names": list(class_names),
     }
     text = json.dumps(description, indent=2)
     folder = Path(data_root)

@@ -17,6 +17,17 @@ class Evaluator:
     kind = "evaluator"
     num_samples: int
 
+    def check(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """See, before anything is trained, that a generator can be measured.
+
+        Args:
+            num_classes: of the generator; 0 if it is unconditional.
+            image_shape: (C, H, W) of its decoded images.
+
+        Raises:
+            UserError: it cannot.
+        """
+
     def evaluate(
         self,
         generator: Generator,
@@ -38,12 +49,12 @@ class Evaluator:
             figures by name.
 
         Raises:
-            UserError: the generator returned samples that are not finite.
+            UserError: as :meth:`check`, or the generator returned samples that are not finite.
         """
         raise NotImplementedError
 
-    def reference(self) -> dict[str, float]:
-        """The same figures for real data, where they have a meaning; empty otherwise."""
+    def reference(self, num_classes: int = 0) -> dict[str, float]:
+        """The same figures for real data of these classes, 0 for all; empty where they have no meaning."""
         return {}
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float | None:

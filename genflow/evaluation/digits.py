@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from genflow.errors import UserError
 from genflow.evaluation.base import Evaluator
 from genflow.evaluation.metrics import frechet_distance, precision_recall
 from genflow.generators.base import Generator
-from genflow.ranges import Positive
+from genflow.ranges import Positive, Range
 from genflow.registry import EVALUATORS
+
+#: Neighbours of precision and recall.
+_NEIGHBOURS = 3
 
 
 @EVALUATORS.register_module()
@@ -26,14 +29,25 @@ class DigitsEvaluator(Evaluator):
     fitted to the training half, gives the label asked for; ``fd``, ``precision`` and ``recall`` (k = 3)
     compare the images with the held-out half.
 
+    Class k of a generator is the digit k. One with fewer classes than ten is measured on its digits, and compared with
+    real ones of these; one without classes on all ten, without ``accuracy``.
+
     Args:
-        per_class: images of each digit.
+        per_class: images of each digit; of fewer classes correspondingly more, so that there are always as many.
         batch_size: images generated at a time; does not change the figures.
     """
 
-    def __init__(self, per_class: Positive = 100, batch_size: Positive = 250):
+    def __init__(self, per_class: Annotated[int, Range(low=1, high=10_000)] = 100, batch_size: Positive = 250):
         self.num_samples = Digits.num_classes * per_class
         self.batch_size = batch_size
+
+    def check(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        if tuple(image_shape) != Digits.image_shape:
+            found = f"found images of shape {tuple(image_shape)}"
+            raise UserError(f"DigitsEvaluator: {found}, expected {Digits.image_shape}, as digits have")
+        if num_classes > Digits.num_classes:
+            expected = f"expected at most {Digits.num_classes}, class k being the digit k"
+            raise UserError(f"DigitsEvaluator: found a generator of {num_classes} classes, {expected}")
 
     def evaluate(
         self,
@@ -43,15 +57,18 @@ class DigitsEvaluator(Evaluator):
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
-        """As :meth:`Evaluator.evaluate`; image i is asked to show digit i % 10.
+        """As :meth:`Evaluator.evaluate`; image i is asked to show digit i % 10, or i % classes where there are fewer.
 
         Returns:
-            ``{"accuracy", "fd", "precision", "recall"}``.
+            ``{"accuracy", "fd", "precision", "recall"}``, without ``accuracy`` where there are no classes.
 
         Raises:
-            UserError: the generator makes images of another shape than (1, 8, 8), or not finite ones.
+            UserError: the generator has more than ten classes or makes images of another shape than (1, 8, 8), or not
+                finite ones.
         """
-        labels = torch.arange(self.num_samples) % Digits.num_classes
+        classes = generator.num_classes
+        self.check(classes, Digits.image_shape)  # the shape shows below
+        labels = torch.arange(self.num_samples) % max(classes, 1)
         parts = []
         for first in range(0, self.num_samples, self.batch_size):
             asked = labels[first : first + self.batch_size].to(device)
@@ -59,12 +76,13 @@ class DigitsEvaluator(Evaluator):
             if progress is not None:
                 progress(first + len(asked), self.num_samples)
         images = torch.cat(parts)
-        return {"accuracy": self.accuracy(images, labels), **self._distances(_pixels(images))}
+        figures = self._distances(_pixels(images), classes)
+        return {"accuracy": self.accuracy(images, labels), **figures} if classes else figures
 
-    def reference(self) -> dict[str, float]:
+    def reference(self, num_classes: int = 0) -> dict[str, float]:
         """The figures of real digits: accuracy on the held-out half, the training half as if generated."""
-        accuracy = self.accuracy(self._test.images, self._test.labels)
-        return {"accuracy": accuracy, **self._distances(_pixels(self._train.images))}
+        test, train = (_first_classes(half, num_classes) for half in (self._test, self._train))
+        return {"accuracy": self.accuracy(*test), **self._distances(_pixels(train[0]), num_classes)}
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """As :meth:`Evaluator.accuracy`, by the classifier.
@@ -89,10 +107,16 @@ class DigitsEvaluator(Evaluator):
 
         return SVC(gamma=0.02, C=10).fit(_pixels(self._train.images), self._train.labels.numpy())
 
-    def _distances(self, pixels: NDArray[np.float64]) -> dict[str, float]:
-        real = _pixels(self._test.images)
-        precision, recall = precision_recall(real, pixels, k=3)
+    def _distances(self, pixels: NDArray[np.float64], classes: int) -> dict[str, float]:
+        real = _pixels(_first_classes(self._test, classes)[0])
+        precision, recall = precision_recall(real, pixels, _NEIGHBOURS)
         return {"fd": frechet_distance(real, pixels), "precision": precision, "recall": recall}
+
+
+def _first_classes(half: Digits, classes: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of the digits below ``classes``; of all for 0."""
+    chosen = half.labels < (classes or Digits.num_classes)
+    return half.images[chosen], half.labels[chosen]
 
 
 def _pixels(images: Tensor) -> NDArray[np.float64]:

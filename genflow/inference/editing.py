@@ -1,6 +1,6 @@
 """Editing without training: pictures go to noise by a flow, and back by a generator (docs/biflow.md, B18, B19)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -144,25 +144,6 @@ def require_flow(method: Method, source: object) -> None:
         raise UserError(f"{source}: a run of {name} has no teacher; editing needs a run of BiFlow")
 
 
-def check_classes(classes: int, asked: Mapping[str, Sequence[int]], least: int = 0) -> None:
-    """Check the classes that command-line options name.
-
-    Args:
-        classes: of the generator.
-        asked: classes by option.
-        least: the smallest that is allowed; -1 where "no class" is one.
-
-    Raises:
-        UserError: the generator has no such class, or none at all.
-    """
-    for option, labels in asked.items():
-        for label in labels:
-            if not classes:
-                raise UserError(f"{option}: the generator has no classes")
-            if not least <= label < classes:
-                raise UserError(f"{option}: found {label}, expected 0 to {classes - 1}")
-
-
 def load_pictures(
     method: Method, graph: ComponentGraph, files: Sequence[Path], num: int | None, label: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -193,6 +174,7 @@ def load_pictures(
         if loader.dataset.image_shape != method.image_shape:
             found = f"its images are {loader.dataset.image_shape}, the model takes {method.image_shape}"
             raise UserError(f"{graph.source}: train_dataloader.dataset: {found}")
+        loader.dataset.check_codec(method.codec.description, method.codec.normalize)
         images, labels = read_dataset(loader.dataset, num or 16, label)
     return images, labels if method.num_classes else torch.zeros_like(labels)
 

@@ -1,22 +1,20 @@
 """Read labelled pictures from data sets, files, folders and archives, and masks."""
 
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genflow.data.base import Dataset
+from genflow.data.pictures import read_picture
 from genflow.errors import UserError, nearest
+from genflow.inference.read_archive import check_size, read_archive
 
 #: Images of a data set read at a time.
 _READ = 256
-#: Pillow's modes of 8 bits per channel; others would be clipped to them.
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 #: Holes that have a name, as (top, left, height, width) in quarters of the picture's sides.
 _HOLES = {
     "left": (0, 0, 4, 2),
@@ -50,29 +48,46 @@ def read_dataset(dataset: Dataset, num: int, label: int | None = None) -> tuple[
     return torch.cat(images)[:num], torch.cat(labels)[:num]
 
 
-def list_files(paths: Sequence[Path]) -> list[Path]:
+def list_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The files themselves, and the PNG files of folders in the order of their names.
+
+    Returns:
+        The files, and a line for each folder of which something is left out: hidden files, those with another ending,
+        and what lies in folders inside it.
 
     Raises:
         UserError: a path that does not exist, or a folder without PNG files.
     """
     files: list[Path] = []
+    lines: list[str] = []
     for path in paths:
-        inside = sorted(path.glob("*.png")) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path}: this folder holds no .png files")
-        if not path.exists():
+        if path.is_dir():
+            entries = sorted(path.iterdir())
+            inside = [file for file in entries if _is_png(file)]
+            others = [file.name for file in entries if not _is_png(file)]
+            rest = f"; left out: {len(others)} files or folders ('{others[0]}')" if others else ""
+            if not inside:
+                raise UserError(f"{path}: this folder holds no .png files{rest}")
+            if others:
+                lines.append(f"{path}: {len(inside)} pictures{rest}")
+            files.extend(inside)
+        elif path.exists():
+            files.append(path)
+        else:
             siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{path}: no such file or folder{nearest(path.name, siblings)}")
-        files.extend(inside)
-    return files
+    return files, lines
+
+
+def _is_png(file: Path) -> bool:
+    return file.suffix.lower() == ".png" and not file.name.startswith(".") and file.is_file()
 
 
 def read_images(files: Sequence[Path], shape: tuple[int, int, int], label: int | None = None) -> tuple[Tensor, Tensor]:
     """Read pictures, and archives as :func:`genflow.inference.write_images.write_images` writes them.
 
     Args:
-        files: pictures of any format that Pillow knows, and ``.npz`` archives.
+        files: pictures (see :func:`~genflow.data.pictures.read_picture`), and ``.npz`` archives.
         shape: (C, H, W) that every image must have; colours become grey for one channel.
         label: leave out images of other classes; those of unknown class count as this one.
 
@@ -83,7 +98,8 @@ def read_images(files: Sequence[Path], shape: tuple[int, int, int], label: int |
     Raises:
         UserError: a file that is something else or holds images of another size, or none is of class ``label``.
     """
-    parts = [_read_archive(file, shape) if file.suffix == ".npz" else _read_picture(file, shape) for file in files]
+    readers = [read_archive if file.suffix.lower() == ".npz" else _read_picture for file in files]
+    parts = [read(file, shape) for read, file in zip(readers, files, strict=True)]
     pixels, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
     images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     if label is None:
@@ -134,37 +150,6 @@ def _open_picture(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(f"{path}: a picture has 1 or 3 channels, the images of this run have {channels}")
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in _MODES:
-                raise UserError(f"{path}: a picture of mode {picture.mode}, expected 8 bits per channel")
-            _check_size(path, (picture.height, picture.width), (height, width))
-            return np.array(picture.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as damaged files make Pillow
-        raise UserError(f"{path}: not a readable picture: {error}") from None
-
-
-def _read_archive(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an archive of images and labels: {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise UserError(f"{path}: images of shape {images.shape} and type {images.dtype}, expected (N, H, W, C) uint8")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: labels of shape {labels.shape} and type {labels.dtype}, expected ({len(images)},) integers"
-        )
-    channels, height, width = shape
-    _check_size(path, images.shape[1:3], (height, width))
-    if images.shape[3] != channels:
-        raise UserError(f"{path}: found images of {images.shape[3]} channels, expected {channels}")
-    return images, labels.astype(np.int64)
-
-
-def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if tuple(found) != expected:
-        raise UserError(f"{path}: found {found[0]} x {found[1]} pixels, expected {expected[0]} x {expected[1]}")
+    picture = read_picture(path, channels)
+    check_size(path, (picture.height, picture.width), (height, width))
+    return np.array(picture).reshape(height, width, channels)

@@ -1,5 +1,6 @@
 """Images to pictures."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from genflow.weights import write_atomically
 
 #: (C, H, W) of a point in the plane.
 POINT_SHAPE = (2, 1, 1)
+
+#: The names of the pictures in a folder that we wrote.
+_OWN = re.compile(r"\d{6,}_class-?\d+\.png")
 
 
 def are_vectors(images: Tensor) -> bool:
@@ -77,16 +81,20 @@ def save_rows(rows: Sequence[Tensor], path: Path, columns: int = 16) -> None:
     save_grid(torch.cat(bands), path, min(columns, len(rows[0])))
 
 
-def check_out(path: Path, suffixes: Sequence[str] = (".png", ".npz", ""), option: str = "--out") -> None:
+def check_out(
+    path: Path, suffixes: Sequence[str] = (".png", ".npz", ""), option: str = "--out", overwrite: bool = False
+) -> None:
     """Check where pictures shall go.
 
     Args:
         path: the place.
         suffixes: what its name may end in; an empty one stands for a folder.
         option: what the user calls it.
+        overwrite: whether what lies there may be replaced, see :func:`write_images`.
 
     Raises:
-        UserError: another suffix, or something of another sort lies there.
+        UserError: another suffix, or something lies there that would be replaced or mixed with what is new, or
+            something of another sort.
     """
     if path.suffix not in suffixes:
         expected = " or ".join(suffix for suffix in suffixes if suffix)
@@ -94,6 +102,13 @@ def check_out(path: Path, suffixes: Sequence[str] = (".png", ".npz", ""), option
         raise UserError(f"{option}: found '{path}', expected a name ending in {expected}{folder}")
     if path.exists() and path.is_dir() == bool(path.suffix):
         raise UserError(f"{option}: '{path}' is a {'folder' if path.is_dir() else 'file'} already")
+    if overwrite or not path.exists():
+        return
+    if path.suffix:
+        raise UserError(f"{option}: '{path}' is there already; --overwrite replaces it")
+    if any(path.iterdir()):
+        removed = "--overwrite replaces the pictures NNNNNN_classN.png in it"
+        raise UserError(f"{option}: '{path}' is there already and not empty; {removed}")
 
 
 def check_apart(path: Path, inputs: Sequence[Path], option: str) -> None:
@@ -107,7 +122,9 @@ def check_apart(path: Path, inputs: Sequence[Path], option: str) -> None:
         raise UserError(f"{option}: '{path}' holds what is to be edited; name another place")
 
 
-def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int = 1) -> None:
+def write_images(
+    images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, columns: int = 1, overwrite: bool = False
+) -> None:
     """Write images as one grid (``.png``), an archive (``.npz``) or a folder with a picture of each.
 
     An archive holds ``images`` (N, H, W, C) uint8 and ``labels`` (N,); vectors stay float32. A folder
@@ -118,11 +135,12 @@ def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, 
         labels: (N,).
         path: where to write.
         columns: of a grid.
+        overwrite: replace what lies there; of a folder, the pictures with names such as ours, and nothing else.
 
     Raises:
         UserError: as :func:`check_out`, and what generating the batches raises.
     """
-    check_out(path)
+    check_out(path, overwrite=overwrite)
     batches = [images] if isinstance(images, Tensor) else images
     if path.suffix == ".png":
         save_grid(torch.cat(list(batches)), path, columns)
@@ -131,6 +149,8 @@ def write_images(images: Tensor | Iterable[Tensor], labels: Tensor, path: Path, 
         arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
         write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
     else:
+        for old in [file for file in path.glob("*.png") if _OWN.fullmatch(file.name)]:
+            old.unlink()
         pictures = (picture for batch in batches for picture in to_uint8(batch))
         for index, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
             save_png(picture, path / f"{index:06d}_class{label}.png")

@@ -93,6 +93,17 @@ def test_sd_vae_without_weights():
     assert codec.decode(torch.zeros(1, 4, 32, 32, device="meta")).shape == (1, 3, 256, 256)
 
 
+def test_descriptions_tell_codecs_and_weights_apart(folder, tmp_path):
+    assert Identity(8).description == Identity(16).description == {"type": "Identity"}
+    assert SDVAE(64).description == {"type": "SDVAE", "weights": None}
+    found = SDVAE(16, weights=str(folder[0])).description
+    assert found == SDVAE(32, weights=str(folder[0])).description and len(found["weights"]) == 64
+    other = copy.deepcopy(folder[1])
+    other.decoder.conv_out.bias.data += 1
+    other.save_pretrained(tmp_path)
+    assert SDVAE(16, weights=str(tmp_path)).description["weights"] != found["weights"]
+
+
 def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError) as caught:

@@ -1,5 +1,7 @@
 """Pictures in folders: their order, ADM's crop, the range of values, and what is refused in one line."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_registered_under_its_name(root):
 
 def test_classes_and_pictures_are_in_the_order_of_their_names(root):
     dataset = read(root)
-    assert len(dataset) == 3 and dataset.classes == ["a", "b"]
+    assert len(dataset) == 3 and dataset.class_names == ["a", "b"]
     batch = dataset.batch(torch.tensor([2, 0, 1, 0]), None)
     assert batch["images"].shape == (4, 3, SIDE, SIDE) and batch["images"].dtype == torch.float32
     assert batch["labels"].tolist() == [1, 0, 0, 0] and batch["labels"].dtype == torch.int64
@@ -111,26 +113,42 @@ def test_folders_that_are_no_data_set(root):
         read(root / "list.png")
     with pytest.raises(UserError) as caught:
         read(root, num_classes=1000)
-    assert str(caught.value) == f"data_root '{root}' has 2 folders of classes, the recipe has 1000"
+    assert str(caught.value).startswith(f"data_root '{root}' has 2 folders of classes, the recipe has 1000; left out: ")
     (root / "c").mkdir()
     with pytest.raises(UserError) as caught:
         read(root, num_classes=3)
-    assert str(caught.value) == f"data_root '{root}' has no pictures of class 'c'"
+    assert str(caught.value) == (
+        f"data_root '{root}' has 2 folders of classes, the recipe has 3; left out: 1 files beside the folders of "
+        "classes ('list.png'), 1 files ending in .txt ('a/notes.txt'), 1 folders without pictures ('c')"
+    )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "folder"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "gone", "pipe"])
 def test_pictures_that_cannot_be_read(root, damage):
     file = root / "a" / "0.jpg"
-    if damage == "folder":
-        file.mkdir()
+    Image.fromarray(noise(64, 64)).save(file)
+    content = file.read_bytes()
+    dataset = read(root)
+    if damage in ("gone", "pipe"):  # after the folders were listed
+        file.unlink()
     else:
-        Image.fromarray(noise(64, 64)).save(file)
-        content = file.read_bytes()
         file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no picture", "empty": b""}[damage])
+    if damage == "pipe":
+        os.mkfifo(file)
     with pytest.raises(UserError) as caught:
-        read(root).batch(torch.tensor([1, 0]), None)
+        dataset.batch(torch.tensor([1, 0]), None)
     message = str(caught.value)
     assert message.startswith(f"{file}: not a readable picture: ") and message.isprintable()
+
+
+def test_a_picture_that_would_be_vast_when_resized_is_refused(root):
+    Image.new("L", (101, 1)).save(root / "a" / "0.png")
+    with pytest.raises(UserError) as caught:
+        read(root).batch(torch.tensor([0]), None)
+    expected = "found 101 x 1 pixels, expected no side over 100 times as long as the other"
+    assert str(caught.value) == f"{root / 'a' / '0.png'}: {expected}"
+    Image.new("L", (100, 1)).save(root / "a" / "0.png")
+    assert read(root).batch(torch.tensor([0]), None)["images"].shape == (1, 3, SIDE, SIDE)
 
 
 def test_random_crops_are_drawn_per_sample_and_only_for_training(root):
@@ -154,3 +172,75 @@ def test_a_random_crop_shows_its_share_of_the_picture(root):
     heights = (crops.amax(dim=(1, 2, 3)) - crops.amin(dim=(1, 2, 3))) * 127.5 / 2
     # A quarter of the area is 60 x 60 at aspect 1; 52 to 69 rows at aspects 4/3 to 3/4.
     assert heights.min() > 49 and heights.max() < 70 and heights.max() - heights.min() > 5
+
+
+def test_what_is_no_picture_of_a_class_shifts_no_label_and_is_counted(root):
+    (root / ".cache").mkdir()
+    Image.new("L", (SIDE, SIDE)).save(root / ".cache" / "0.png")
+    (root / "0_empty").mkdir()
+    (root / "aa" / "nested").mkdir(parents=True)
+    Image.new("L", (SIDE, SIDE)).save(root / "aa" / "nested" / "0.png")
+    for name in ("a/.0.png", "a/0.gif", "a/1.gif", "a/README"):
+        (root / name).write_bytes(b"no picture")
+    (root / "a" / "0.png").mkdir()
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "b" / "gone.png").symlink_to("nothing")
+    dataset = read(root)
+    assert dataset.class_names == ["a", "b"] and len(dataset) == 3
+    assert dataset.batch(torch.arange(3), None)["labels"].tolist() == [0, 0, 1]
+    assert dataset.left_out == {
+        "files beside the folders of classes": (1, "list.png"),
+        "hidden folders": (1, ".cache"),
+        "folders without pictures": (2, "0_empty"),
+        "folders inside those of classes": (2, "a/0.png"),
+        "links to nothing, pipes or devices": (2, "a/pipe.png"),
+        "hidden files": (1, "a/.0.png"),
+        "files ending in .gif": (2, "a/0.gif"),
+        "files without an ending": (1, "a/README"),
+        "files ending in .txt": (1, "a/notes.txt"),
+    }
+    (note,) = dataset.notes
+    assert note.startswith(f"data_root '{root}': 3 pictures, 2 classes; left out: 1 files beside")
+    assert "2 files ending in .gif ('a/0.gif')" in note
+
+
+def test_nothing_is_said_of_what_is_not_there(root):
+    (root / "list.png").unlink()
+    (root / "a" / "notes.txt").unlink()
+    assert read(root).notes == [f"data_root '{root}': 3 pictures, 2 classes"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_from_colours_and_colours_from_grey(root, channels):
+    Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(root / "a" / "0.png")
+    dataset = read(root, channels=channels)
+    assert dataset.image_shape == (channels, SIDE, SIDE)
+    images = dataset.batch(torch.tensor([0, 1]), None)["images"]
+    assert images.shape == (2, channels, SIDE, SIDE)
+    red = torch.tensor([76.0] if channels == 1 else [255.0, 0.0, 0.0]) / 127.5 - 1
+    torch.testing.assert_close(images[0], red.view(-1, 1, 1).expand(-1, SIDE, SIDE))
+    assert images[1].allclose(torch.tensor(10 / 127.5 - 1))
+
+
+def test_the_fingerprint_tells_other_pictures_and_names(root):
+    first = read(root).fingerprint()
+    assert first == read(root).fingerprint() and (first["samples"], first["classes"]) == (3, 2)
+    (root / "b").rename(root / os.fsdecode(b"b\xff"))  # no valid text
+    renamed = read(root).fingerprint()
+    assert renamed["class_names"] != first["class_names"] and len(renamed["class_names"]) == 64
+    Image.new("L", (SIDE, SIDE)).save(root / "a" / "3.png")
+    assert read(root).fingerprint() == {**renamed, "samples": 4}
+
+
+def test_a_folder_of_a_class_that_cannot_be_read(root, monkeypatch):
+    scan = os.scandir
+
+    def deny(folder):
+        if str(folder).endswith("b"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(UserError) as caught:
+        read(root)
+    assert str(caught.value) == f"data_root '{root}': '{root}/b' is not a readable folder: Permission denied"

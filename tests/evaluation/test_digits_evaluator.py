@@ -26,19 +26,18 @@ class Pixels(Codec):
 class Network(torch.nn.Module):
     """What a generator asks of its network."""
 
-    num_classes = 10
-
-    def __init__(self, image_shape: tuple[int, int, int]):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int = 10):
         super().__init__()
         self.image_shape = image_shape
+        self.num_classes = num_classes
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
 
 class Noise(Generator):
     """Returns its noise."""
 
-    def __init__(self, noise_shape: tuple[int, int, int] = (1, 8, 8)):
-        super().__init__(Network(noise_shape), Pixels())
+    def __init__(self, noise_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10):
+        super().__init__(Network(noise_shape, num_classes), Pixels())
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         return noise
@@ -47,8 +46,8 @@ class Noise(Generator):
 class RealDigits(Noise):
     """Returns random held-out digits of the class asked for, shifted by ``shift`` classes."""
 
-    def __init__(self, shift: int = 0):
-        super().__init__()
+    def __init__(self, shift: int = 0, num_classes: int = 10):
+        super().__init__(num_classes=num_classes)
         self.data = Digits("test")
         self.shift = shift
 
@@ -63,8 +62,8 @@ class RealDigits(Noise):
 class Recorder(Noise):
     """Keeps what it was asked for."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, num_classes: int = 10):
+        super().__init__(num_classes=num_classes)
         self.calls = []
 
     def sample(self, labels, seed, guidance=None, first_index=0, decode=True):
@@ -144,6 +143,43 @@ def test_non_finite_images_are_refused(evaluator):
 def test_images_of_another_shape_are_refused(evaluator):
     with pytest.raises(UserError, match=r"images of shape \(3, 32, 32\), expected \(1, 8, 8\)"):
         evaluator.evaluate(Noise((3, 32, 32)))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 8, 9])
+def test_fewer_classes_are_measured_on_their_digits(evaluator, classes):
+    generator = Recorder(classes)
+    evaluator.evaluate(generator)
+    assert torch.cat([call[0] for call in generator.calls]).tolist() == [i % classes for i in range(1000)]
+    figures, real = evaluator.evaluate(RealDigits(num_classes=classes)), evaluator.reference(classes)
+    assert figures["accuracy"] > 0.97 and real["accuracy"] > 0.97
+    assert figures["precision"] == 1 and figures["recall"] > 0.8
+    # With all ten digits as real data the distance would be large.
+    assert figures["fd"] < 1 and real["fd"] < 2.5
+    assert evaluator.evaluate(RealDigits(shift=1, num_classes=classes))["accuracy"] < 0.1
+
+
+def test_without_classes_there_is_no_accuracy(evaluator):
+    generator = Recorder(0)
+    figures = evaluator.evaluate(generator)
+    assert list(figures) == ["fd", "precision", "recall"]
+    assert torch.cat([call[0] for call in generator.calls]).tolist() == [0] * 1000
+    assert evaluator.reference(0) == evaluator.reference(10) == evaluator.reference()
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "message"),
+    [
+        (11, (1, 8, 8), "found a generator of 11 classes, expected at most 10, class k being the digit k"),
+        (10, (3, 32, 32), "found images of shape (3, 32, 32), expected (1, 8, 8), as digits have"),
+        (0, (2, 1, 1), "found images of shape (2, 1, 1), expected (1, 8, 8), as digits have"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before(evaluator, classes, shape, message):
+    with pytest.raises(UserError) as caught:
+        evaluator.check(classes, shape)
+    assert str(caught.value) == f"DigitsEvaluator: {message}"
+    with pytest.raises(UserError, match="DigitsEvaluator: found"):
+        evaluator.evaluate(Noise(shape, classes))
 
 
 def test_importing_and_constructing_leaves_sklearn_and_scipy_alone():

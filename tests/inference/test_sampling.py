@@ -179,6 +179,30 @@ def test_bad_places_for_images(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"] and (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["grid.png", "archive.npz"])
+def test_a_file_is_replaced_only_when_asked(tmp_path, name):
+    out, images = tmp_path / name, torch.zeros(1, 1, 2, 2)
+    out.write_text("mine")
+    with pytest.raises(UserError) as caught:
+        write_images(images, torch.zeros(1, dtype=torch.int64), out)
+    assert str(caught.value) == f"--out: '{out}' is there already; --overwrite replaces it"
+    assert out.read_text() == "mine"
+    write_images(images, torch.zeros(1, dtype=torch.int64), out, overwrite=True)
+    assert out.read_bytes()[:2] in (b"PK", b"\x89P")
+
+
+def test_of_a_folder_our_own_pictures_alone_are_replaced(tmp_path):
+    write_images(torch.zeros(3, 1, 2, 2), torch.tensor([5, 6, -1]), tmp_path)
+    others = ["000000_class5.png.bak", "000000_class5.jpg", "00_class5.png", "holiday.png", "000001_classes.png"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="is there already and not empty; --overwrite replaces the pictures NNNNNN_"):
+        write_images(torch.zeros(1, 1, 2, 2), torch.tensor([7]), tmp_path)
+    write_images(torch.zeros(1, 1, 2, 2), torch.tensor([7]), tmp_path, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "000000_class7.png"])
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+
+
 # Batches of one size, decoding in batches of its own, pictures as they come
 
 

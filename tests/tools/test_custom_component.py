@@ -72,7 +72,7 @@ def project(tmp_path_factory):
     """The document's module and recipe beside ``recipes/``, trained for two updates with its overrides."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
-    module, (recipe,) = blocks("python")[0], blocks("yaml")
+    module, recipe = blocks("python")[0], blocks("yaml")[0]
     (folder / "charbonnier.py").write_text(module + SPY)
     (folder / "charbonnier_digits.yaml").write_text(recipe)
     overriding = command("python tools/train.py charbonnier_digits.yaml --work-dir")
@@ -82,15 +82,16 @@ def project(tmp_path_factory):
 
 
 def test_the_names_in_the_text_are_those_of_the_code():
-    (recipe,) = blocks("yaml")
+    recipe = blocks("yaml")[0]
     assert "Save this as `charbonnier.py`" in TEXT and "custom_imports: [charbonnier]" in recipe
     assert "`charbonnier_digits.yaml`" in TEXT and "work_dirs/charbonnier_digits" in TEXT
 
 
 def test_training_uses_the_component_and_the_overrides(project):
     calls = (project / "calls").read_text().splitlines()
-    # Two updates, each with two terms of the inverse's own loss and the reconstruction, both by the component.
-    assert calls == ["0.001 (8, 1, 8, 8)"] * 6
+    # Two terms of the inverse's own loss and the reconstruction, all by the component; of a few samples before
+    # training starts, and in two updates.
+    assert calls == ["0.001 (4, 1, 8, 8)"] * 3 + ["0.001 (8, 1, 8, 8)"] * 6
     lines = [json.loads(line) for line in (project / "work_dirs/sharper/scalars.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(0 < line["reconstruction"] < 3 for line in lines)
 

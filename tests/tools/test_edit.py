@@ -23,7 +23,7 @@ def edit(biflow_run, here, monkeypatch, capfd):
     """Runs the tool in this process on the tiny run; returns what it prints."""
 
     def output(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tools/edit.py", str(biflow_run), *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["tools/edit.py", str(biflow_run), *map(str, arguments), "--overwrite"])
         capfd.readouterr()
         runpy.run_path(str(ROOT / "tools" / "edit.py"), run_name="__main__")
         return capfd.readouterr().out
@@ -148,3 +148,31 @@ def test_no_figures_without_known_pixels_or_classifier(edit):
     text = edit("inpaint", "--mask", "0,0,8,8", "--out", "x.png", "--cfg-options", "evaluation=null")
     assert text == "16 images edited: x.png\n"
     assert Evaluator().accuracy(torch.zeros(1, 1, 8, 8), torch.zeros(1)) is None
+
+
+def test_classes_by_name_and_what_is_left_out_of_a_folder(edit):
+    three = Digits("train").images[Digits("train").labels == 3][:2]
+    Path("folder/inner").mkdir(parents=True)
+    for index, image in enumerate(pixels(three)):
+        Image.fromarray(image[..., 0]).save(f"folder/{index}_class3.PNG")
+    for name in (".0_class3.png", "note.txt", "2_class3.jpg"):
+        Path("folder", name).write_text("no picture")
+    text = edit("class-edit", "folder", "--from", "name=3", "--to", "8", "--out", "x.png")
+    assert text.startswith(
+        "folder: 2 pictures; left out: 4 files or folders ('.0_class3.png')\n2 images edited: x.png\n"
+    )
+    assert edit("inpaint", "folder", "--mask", "left", "--labels", "number=3", "3", "--out", "x.png")
+
+
+def test_pictures_of_other_modes_are_edited_as_they_look(edit):
+    three = pixels(Digits("train").images[Digits("train").labels == 3][:1])[0, ..., 0]
+    Image.fromarray(three.astype(np.uint16) * 257).save("deep_class3.png")
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    Image.fromarray(np.rot90(three, 2)).save("turned_class3.png", exif=turned)
+    hidden = Image.fromarray(np.full((8, 8), 90, dtype=np.uint8)).convert("LA")
+    hidden.putalpha(0)
+    hidden.save("hidden_class3.png")
+    edit("inpaint", "deep_class3.png", "turned_class3.png", "hidden_class3.png", "--mask", "left", "--out", "x.png")
+    before, _, _ = cells("x.png", 3, 3)
+    assert np.array_equal(before[0], three) and np.array_equal(before[1], three) and (before[2] == 255).all()

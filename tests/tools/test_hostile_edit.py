@@ -1,6 +1,8 @@
 """What a user or a stranger may give tools/edit.py: one line on stderr, exit code 2, nothing executed or written."""
 
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,26 @@ class Payload:
         return os.mkdir, ("marker",)
 
 
+def vast_array():
+    """The start of an .npy file that says that it holds 2 ** 40 pictures."""
+    with open("vast.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8, 1)}
+        np.lib.format.write_array_header_2_0(file, header)
+    return Path("vast.npy").read_bytes() + bytes(1000)
+
+
 @pytest.fixture
 def run(biflow_run, here):
     """A copy of the tiny BiFlow run in the working folder, and what the cases below name."""
     Image.new("L", (8, 8)).save("digit_class3.png")
     Image.new("L", (8, 8)).save("plain.png")
+    Path("mine.png").write_text("mine")
     Image.new("L", (8, 8)).save("far_class10.png")
     Image.new("L", (8, 9)).save("tall_class3.png")
-    Image.new("I;16", (8, 8)).save("deep_class3.png")
+    Image.new("F", (8, 8)).save("deep_class3.tif")
+    Image.new("1", (10_000, 9_000)).save("huge_class3.png")
+    os.mkfifo("pipe_class3.png")
+    os.mkfifo("pipe.npz")
     Path("text_class3.png").write_text("no picture")
     Path("cut_class3.png").write_bytes(Path("digit_class3.png").read_bytes()[:45])
     Path("empty").mkdir()
@@ -40,6 +54,15 @@ def run(biflow_run, here):
     np.savez("pickled.npz", images=np.array([Payload()], dtype=object), labels=labels)
     np.savez("lacking.npz", images=images)
     Path("text.npz").write_text("no archive")
+    np.savez("words.npz", images=np.array(["cat", "dog"]), labels=labels)
+    for name, entries in {
+        "raw.npz": {"images.npy": b"text", "labels.npy": b"text"},
+        "bare.npz": {"images": b"text", "labels": b"text"},
+        "vast.npz": {"images.npy": vast_array(), "labels.npy": b""},
+    }.items():
+        with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry, content in entries.items():
+                archive.writestr(entry, content)
     return Path(shutil.copytree(biflow_run, here / "run").name)
 
 
@@ -68,12 +91,26 @@ def test_masks(refused, run, mask, message):
         ("digit_clas3.png", "digit_clas3.png: no such file or folder; nearest match: 'digit_class3.png'"),
         ("empty", "empty: this folder holds no .png files"),
         ("tall_class3.png", "tall_class3.png: found 9 x 8 pixels, expected 8 x 8"),
-        ("deep_class3.png", "deep_class3.png: a picture of mode I;16, expected 8 bits per channel"),
+        (
+            "deep_class3.tif",
+            "deep_class3.tif: not a readable picture: found mode F, whose range is not known, expected",
+        ),
+        ("huge_class3.png", "huge_class3.png: not a readable picture: Image size (90000000 pixels) exceeds limit of "),
+        ("pipe_class3.png", "pipe_class3.png: not a readable picture: found a pipe"),
+        ("/dev/zero", "/dev/zero: not a readable picture: found a device"),
         ("text_class3.png", "text_class3.png: not a readable picture: cannot identify image file"),
         ("cut_class3.png", "cut_class3.png: not a readable picture: "),
         ("text.npz", "text.npz: not an archive of images and labels: "),
-        ("pickled.npz", "pickled.npz: not an archive of images and labels: Object arrays cannot be loaded"),
-        ("lacking.npz", "lacking.npz: not an archive of images and labels: 'labels is not a file in the archive'"),
+        ("pickled.npz", "pickled.npz: images of shape (1,) and type object, expected (N, H, W, C) uint8"),
+        ("words.npz", "words.npz: images of shape (2,) and type <U3, expected (N, H, W, C) uint8"),
+        ("raw.npz", "raw.npz: not an archive of images and labels: "),
+        (
+            "bare.npz",
+            "bare.npz: not an archive of images and labels: There is no item named 'images.npy' in the archive",
+        ),
+        ("vast.npz", "vast.npz: found 1099511627776 images, expected at most 1 GiB of them"),
+        ("pipe.npz", "pipe.npz: not a readable archive: found a pipe"),
+        ("lacking.npz", "lacking.npz: not an archive of images and labels: There is no item named 'labels.npy' in the"),
         ("nothing.npz", "nothing.npz: images of shape (0, 8, 8, 1) and type uint8, expected (N, H, W, C) uint8"),
         ("float.npz", "float.npz: images of shape (2, 8, 8, 1) and type float64, expected (N, H, W, C) uint8"),
         ("short.npz", "short.npz: labels of shape (1,) and type int64, expected (2,) integers"),
@@ -91,6 +128,7 @@ def test_images(refused, run, here, image, message):
     [
         ([*CLASS_EDIT, "--from", "10"], "--from: found 10, expected 0 to 9"),
         ([*CLASS_EDIT, "--to", "-1"], "--to: found -1, expected 0 to 9"),
+        ([*CLASS_EDIT, "--to", "nine"], "--to: found nine, expected 0 to 9 or a class's name"),
         ([*CLASS_EDIT, "--from", "4", "digit_class3.png", "good.npz"], "none of the 3 pictures is of class 4"),
         ([*INPAINT, "--labels", "10"], "--labels: found 10, expected 0 to 9"),
         ([*INPAINT, "good.npz", "--labels", "1", "2", "3"], "--labels: found 3 classes for 2 images"),
@@ -102,7 +140,7 @@ def test_images(refused, run, here, image, message):
         ([*CLASS_EDIT, "--guidance", "1", "2", "3"], "guidance: found 3 scales, expected 1 or 2"),
         ([*INPAINT, "--num", "0"], "--num: found 0, expected at least 1"),
         ([*INPAINT, "--batch-size", "-1"], "--batch-size: found -1, expected at least 1"),
-        ([*INPAINT, "--average", "slow"], "run: no average 'slow' (there is: none)"),
+        ([*INPAINT, "--average", "slow"], "run: no average 'slow' (there is: main, none)"),
         ([*INPAINT, "--out", "x.jpg"], "--out: found 'x.jpg', expected a name ending in .png"),
         ([*INPAINT, "--out", "x"], "--out: found 'x', expected a name ending in .png"),
         ([*INPAINT, "--out-images", "x.png"], "--out-images: found 'x.png', expected a name ending in .npz or a fold"),
@@ -111,6 +149,12 @@ def test_images(refused, run, here, image, message):
         ([*INPAINT, "--mask", "plain.png", "--out", "plain.png"], "--out: 'plain.png' holds what is to be edited"),
         ([*INPAINT, "good.npz", "--out-images", "good.npz"], "--out-images: 'good.npz' holds what is to be edited"),
         ([*INPAINT, "digit_class3.png", "--out-images", "../here"], "--out-images: '../here' holds what is to be edi"),
+        ([*INPAINT, "--out", "mine.png"], "--out: 'mine.png' is there already; --overwrite replaces it"),
+        ([*INPAINT, "--out-images", "good.npz"], "--out-images: 'good.npz' is there already; --overwrite replaces it"),
+        (
+            [*INPAINT, "--out-images", "run"],
+            "--out-images: 'run' is there already and not empty; --overwrite replaces ",
+        ),
         ([*INPAINT, "--cfg-options", "train_dataloader=null"], "run/recipe.yaml: train_dataloader: missing; name the "),
         (
             [*INPAINT, "--cfg-options", "train_dataloader.dataset.split=tests"],

@@ -37,6 +37,16 @@ def test_toy_of_drifting_is_trained_and_drawn(quick, monkeypatch, tmp_path, caps
         assert f"| {start} | 2 | {results[start]['2']['left']:.3f} |" in table
         for suffix in ("png", "gif"):
             assert (tmp_path / f"drift_toy_{start}.{suffix}").stat().st_size > 5000
+    run(monkeypatch, "drift-toy", "--out", tmp_path)  # finished runs are drawn again, over our own pictures
+    capsys.readouterr()
+    (tmp_path / "drift_toy.json").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "drift-toy", "--out", tmp_path)
+    assert stopped.value.code == 2 and (tmp_path / "drift_toy.json").read_text() == "mine"
+    message = "is there already and was written or changed by others; --overwrite replaces it"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'drift_toy.json'}: {message}\n"
+    run(monkeypatch, "drift-toy", "--out", tmp_path, "--overwrite")
+    assert json.loads((tmp_path / "drift_toy.json").read_text()) == results
 
 
 def test_a_run_of_another_recipe_in_the_way_is_one_line(finished_run, monkeypatch, tmp_path, capsys):
