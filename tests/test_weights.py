@@ -1,26 +1,39 @@
-"""Files of tensors: atomic writes, damaged files, pickled code, strict keys and shapes."""
+"""Files of tensors: atomic writes, damaged files, pickled code, strict keys and shapes.
 
+``GENFLOW_BIT_FLIPS=600`` flips so many bits of each kind of file.
+"""
+
+import errno
 import json
 import os
 import pickle
 import random
 import stat
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.serialization import set_crc32_options
 
 from genflow.errors import UserError
 from genflow.weights import (
+    check_file,
     check_state,
+    naming_disk,
     read_checkpoint,
+    read_state,
     read_weights,
+    target_of,
     write_atomically,
     write_checkpoint,
     write_text,
     write_weights,
 )
 
+BIT_FLIPS = int(os.environ.get("GENFLOW_BIT_FLIPS", "60"))
 STATE = {"layer.weight": torch.arange(12.0).view(3, 4), "count": torch.tensor(3), "half": torch.ones(2).bfloat16()}
 CHECKPOINT = {
     "step": 3,
@@ -125,6 +138,40 @@ def test_every_file_is_replaced_and_never_written_over(tmp_path, write):
     assert opened.read_text() == "old" and path.read_bytes() != b"old"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_full_or_broken_disk_is_told_with_file_and_disk(tmp_path, number):
+    path = tmp_path / "new" / "file.pt"
+    try:
+        raise OSError(number, os.strerror(number))
+    except OSError as error:
+        behind = RuntimeError("unexpected pos 192 vs 86")  # as torch.save says it
+        behind.__context__ = error
+    for problem in (OSError(number, os.strerror(number)), behind):
+        with pytest.raises(OSError, match="cannot be written") as caught, naming_disk(path):
+            raise problem
+        line = str(caught.value)
+        assert line.startswith(f"{path}: cannot be written: {os.strerror(number)}; disk /")
+        assert line.endswith(" MiB free") and line.isprintable()
+    for other in (FileNotFoundError(errno.ENOENT, "no such file"), RuntimeError("of another sort"), UserError("mine")):
+        with pytest.raises(type(other)) as caught, naming_disk(path):
+            raise other
+        assert caught.value is other
+
+
+def test_files_that_a_kill_left_half_written_are_known_by_their_names(tmp_path):
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary)
+
+    write_atomically(tmp_path / "step_00000003.process_0_of_2", write)
+    write_weights(tmp_path / "w.safetensors", STATE)
+    assert target_of(seen[0]) == tmp_path / "step_00000003.process_0_of_2"
+    for other in ("file.partial", ".file.partial", ".file.mine.partial", ".file.ABCDEFGH.partial", ".x.abcdefgh", "x"):
+        assert target_of(Path(other)) is None
+    assert target_of(Path("a/.b.c.abcdefg1.partial")) == Path("a/b.c")
+
+
 def test_tied_tensors_are_written_under_each_name(tmp_path):
     tied = torch.arange(4.0)
     state = {"a": tied, "b": tied, "c": tied.view(2, 2), "d": tied[2:]}
@@ -173,11 +220,98 @@ def test_damaged_files_are_never_a_traceback(tmp_path, form):
             damaged[choose.randrange(len(damaged))] = choose.randrange(256)
         path.write_bytes(damaged)
         try:
-            read(path)  # damage to the numbers alone cannot be seen
+            read(path)  # of the older format, damage to the numbers alone cannot be seen
         except UserError as error:
             refusals += 1
             assert str(error).isprintable()
     assert refusals > 50
+
+
+def equal(ours, expected):
+    if isinstance(expected, torch.Tensor):
+        return ours.dtype == expected.dtype and ours.shape == expected.shape and ours.equal(expected)
+    if isinstance(expected, dict):
+        return ours.keys() == expected.keys() and all(equal(ours[key], expected[key]) for key in expected)
+    return ours == expected
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "state"),
+    [(write_checkpoint, read_checkpoint, CHECKPOINT), (write_weights, read_weights, STATE)],
+    ids=["checkpoint", "weights"],
+)
+def test_flipped_bits_are_never_loaded_as_other_values(tmp_path, write, read, state):
+    path, choose, refusals = tmp_path / "file", random.Random(0), 0
+    write(path, state)
+    content = path.read_bytes()
+    for _ in range(BIT_FLIPS):
+        bit = choose.randrange(8 * len(content))
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert equal(read(path), state), f"bit {bit}"  # padding and dates do not matter
+        except UserError as error:
+            refusals += 1
+            assert str(error).startswith(f"{path}: ") and str(error).isprintable()
+    assert refusals > BIT_FLIPS / 3
+
+
+def test_a_flipped_bit_in_every_tensor_is_named_or_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    write_checkpoint(path, CHECKPOINT)
+    content = path.read_bytes()
+    place = content.index(STATE["layer.weight"].numpy().tobytes()) + 9
+    path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    assert refused(read_checkpoint, path).startswith("not a complete checkpoint: 'archive/data/0' in it is damaged")
+    assert refused(check_file, path) == "not a complete file: 'archive/data/0' in it is damaged"
+    path.write_bytes(content[:-1])
+    assert refused(check_file, path) == "not a complete file: its end is missing"
+    path.write_bytes(content)
+    check_file(path)
+    # Flagged as a folder, an entry was loaded as whatever was in memory.
+    place = content.rindex(b"archive/data/0") - 8
+    path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
+    assert "'archive/data/0' in it is damaged" in refused(read_checkpoint, path)
+
+
+def test_weights_that_differ_from_their_digest_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_weights(path, STATE)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["genflow.sha256"]
+    problem = "damaged: its weights are not those of the digest that it was written with"
+    other = {name: value.clone() for name, value in STATE.items()}
+    other["count"] += 1
+    transposed = {**STATE, "layer.weight": STATE["layer.weight"].reshape(4, 3)}
+    renamed = {("layer.bias" if name == "half" else name): value for name, value in STATE.items()}
+    retyped = {**STATE, "half": STATE["half"].view(torch.float16)}
+    for state in (other, transposed, renamed, retyped):
+        save_file(state, path, metadata)
+        assert refused(read_weights, path) == refused(read_state, path) == problem
+    for kept in (metadata, None, {"format": "pt"}):  # files of others and of before have no digest
+        save_file(STATE, path, kept)
+        assert same(read_weights(path), STATE)
+
+
+def test_digests_of_every_type_and_shape(tmp_path):
+    types = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64, torch.complex64, torch.float8_e4m3fn]
+    state = {str(dtype): torch.ones(3, 2).to(dtype) for dtype in types}
+    state |= {"empty": torch.ones(2, 0), "scalar": torch.tensor(True), "ü\n": torch.ones(1)}
+    write_weights(tmp_path / "w", state)
+    assert equal(read_weights(tmp_path / "w"), state)
+
+
+def test_files_of_others_without_checksums_are_read(tmp_path):
+    try:
+        set_crc32_options(False)
+        torch.save(STATE, tmp_path / "w.pt")
+    finally:
+        set_crc32_options(True)
+    assert same(read_state(tmp_path / "w.pt"), STATE)
+    torch.save(STATE, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same(read_state(tmp_path / "old.pt"), STATE)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04.", pickle.dumps({"step": 1}), b"PK\x03\x04"])

@@ -1,5 +1,6 @@
 """Exponential moving averages of the weights, several at once."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -29,6 +30,12 @@ class WeightAverage:
         if self.rule.ramp_up is not None:
             half_life = min(half_life, self.rule.ramp_up * images)
         return 0.5 ** (batch_size / max(half_life, 1e-8))
+
+    def initial_share(self, updates: int, batch_size: int) -> float:
+        """The share that the initial weights have in the average after so many updates of ``batch_size`` images."""
+        if self.rule.decay is not None:
+            return self.rule.decay**updates
+        return math.prod(self.decay(update * batch_size, batch_size) for update in range(1, updates + 1))
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], images: int, batch_size: int) -> None:

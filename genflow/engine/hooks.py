@@ -1,6 +1,7 @@
 """What happens around updates: logs, averages, checkpoints, sample grids, costs."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,34 @@ from genflow.config.graph import ComponentGraph
 from genflow.config.sections import CheckpointSection, SamplesSection
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
+from genflow.engine.memory import out_of_memory
 from genflow.errors import UserError
 from genflow.inference.write_images import save_grid
-from genflow.weights import write_text
+from genflow.losses.base import Loss
+from genflow.runs.folder import RAW
+from genflow.weights import naming_disk, write_atomically
+
+#: Share of the initial weights in an average from which on the log speaks of it.
+_NOTABLE_SHARE = 0.01
 
 
 class ConsoleHook(LoggerHook):
-    """mmengine's console line, with its ETA, for a loop without epochs."""
+    """mmengine's console line, with its ETA and images per second, for a loop without epochs.
+
+    The first one comes after the first update, which shows that all works.
+    """
+
+    def before_train(self, runner) -> None:
+        self._first = runner.iter
+        if any(isinstance(module, Loss) and module.weighted for module in runner.method.modules()):
+            figures = ", ".join(runner.method.progress) or "sample grids"
+            runner.logger.info(f"the loss is weighted and stays near its number of terms; progress shows in: {figures}")
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_inner_iters(batch_idx, self.interval) or batch_idx + 1 == runner.max_iters:
-            _, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
-            runner.logger.info(line)
+        due = self.every_n_inner_iters(batch_idx, self.interval) or batch_idx in (self._first, runner.max_iters - 1)
+        if due:
+            tags, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
+            runner.logger.info(f"{line}  images/s: {runner.batch_size / max(tags['time'], 1e-9):.4g}")
 
 
 class ScalarsHook(Hook):
@@ -33,34 +50,73 @@ class ScalarsHook(Hook):
         if not is_main_process():
             return
         path = Path(runner.work_dir) / "scalars.jsonl"
-        # Updates after the resumed one, and a line that a kill cut short, will be done again.
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= runner.iter]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        kept = _lines_until(runner.iter, path.read_bytes() if path.exists() else b"")
+        write_atomically(path, lambda temporary: temporary.write_bytes(kept))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if is_main_process():
             # Schedules step at a lower priority, so this is the rate that the update used.
             rate = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
             line = json.dumps({"step": batch_idx + 1, **outputs, "lr": rate})
-            with (Path(runner.work_dir) / "scalars.jsonl").open("a", encoding="utf-8") as file:
+            path = Path(runner.work_dir) / "scalars.jsonl"
+            with naming_disk(path), path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 
 
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            json.loads(line)
-        except json.JSONDecodeError:
-            break
-        lines.append(line)
-    return lines
+def _lines_until(step: int, content: bytes) -> bytes:
+    """The lines of scalars.jsonl without those of later updates, which will be done again, and a torn last one.
+
+    Lines of another kind are somebody's, and stay.
+    """
+    *lines, last = content.split(b"\n")
+    if _step_of(last) is not None:  # a kill may have cut off no more than the end of the line
+        lines.append(last)
+    return b"".join(line + b"\n" for line in lines if (_step_of(line) or 0) <= step)
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else None
+
+
+class TimeHook(Hook):
+    """Adds up how long updates take, for metrics.json; the sum goes on when a run is resumed."""
+
+    def before_train(self, runner) -> None:
+        self.last = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        now = time.perf_counter()
+        runner.state.seconds += now - self.last
+        runner.state.timed_updates += 1
+        self.last = now
 
 
 class AverageHook(Hook):
-    """Updates the runner's weight averages after every optimizer update."""
+    """Updates the runner's weight averages after every optimizer update.
+
+    Where a run is too short for an average, it says at the start and at the end what is left of the initial weights.
+    """
+
+    def before_train(self, runner) -> None:
+        self._tell_initial_share(runner, "will hold", runner.max_iters)
+
+    def after_train(self, runner) -> None:
+        self._tell_initial_share(runner, "holds", runner.iter)
+
+    def _tell_initial_share(self, runner, verb: str, updates: int) -> None:
+        averages = runner.state.averages.items()
+        shares = {name: average.initial_share(updates, runner.batch_size) for name, average in averages}
+        notable = [f"'{name}' {verb} {share:.1%}" for name, share in shares.items() if share >= _NOTABLE_SHARE]
+        if notable:
+            remedy = f"a longer run or a shorter memory leaves less, and --average {RAW} samples the weights themselves"
+            runner.logger.warning(
+                f"of the initial weights, after {updates} updates, the average {' and '.join(notable)}; {remedy}"
+            )
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         weights = runner.method.trained_parameters()
@@ -95,8 +151,19 @@ class SampleGridHook(Hook):
     def __init__(self, section: SamplesSection):
         self.section = section
 
+    def before_train(self, runner) -> None:
+        # A kill may have come between a checkpoint and its grid.
+        if runner.iter and not self._file(runner, runner.iter).exists():
+            self._draw(runner, runner.iter)
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        step = batch_idx + 1
+        self._draw(runner, batch_idx + 1)
+
+    def _file(self, runner, step: int) -> Path:
+        return Path(runner.work_dir) / "samples" / f"step_{step:08d}.png"
+
+    def _draw(self, runner, step: int) -> None:
+        """Write the grid after so many updates, if one is due."""
         due = self.section.interval and step % self.section.interval == 0
         method, section = runner.method, self.section
         if not is_main_process() or method.generator is None or not (due or step == runner.max_iters):
@@ -107,12 +174,15 @@ class SampleGridHook(Hook):
         try:
             with swapped(method.trained_parameters(), runner.exported_average):
                 images = method.generator.sample(labels, seed=runner.state.seed, guidance=section.guidance)
-        except UserError as error:  # samples may overflow where training goes on well
-            runner.logger.warning(f"no sample grid after {step} updates: {error}")
+        except (UserError, MemoryError, RuntimeError) as error:  # samples may fail where training goes on well
+            if not isinstance(error, UserError) and not out_of_memory(error):
+                raise
+            problem = error if isinstance(error, UserError) else "out of memory; see default_hooks.samples"
+            runner.logger.warning(f"no sample grid after {step} updates: {problem}")
             return
         finally:
             method.train()
-        save_grid(images, Path(runner.work_dir) / "samples" / f"step_{step:08d}.png", columns=section.per_class)
+        save_grid(images, self._file(runner, step), columns=section.per_class)
 
 
 class CostHook(Hook):
@@ -138,5 +208,5 @@ def build_hooks(graph: ComponentGraph, cost: str) -> tuple[dict[str, Any], list[
         "checkpoint": CheckpointHook(section.checkpoint),
         "sampler_seed": None,
     }
-    own = [ScalarsHook(), AverageHook(), SampleGridHook(section.samples), CostHook(cost)]
+    own = [ScalarsHook(), TimeHook(), AverageHook(), SampleGridHook(section.samples), CostHook(cost)]
     return default, [*own, *graph.section("custom_hooks")]

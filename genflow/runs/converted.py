@@ -5,12 +5,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
-from genflow.analysis.description import count_recipe
+from genflow.analysis.description import cost_or_reason, figures
 from genflow.config.graph import ComponentGraph
 from genflow.errors import UserError
 from genflow.runs.folder import RunFolder
@@ -38,8 +37,7 @@ def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], s
     """
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cost = asdict(count_recipe(graph))
-    del cost["by_component"]
+    cost = figures(cost_or_reason(graph))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
     try:
@@ -49,6 +47,7 @@ def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], s
         write_weights(run.weights_file(), weights)
         origin = {"file": source.name, "sha256": digest}
         run.write_metrics({"converted_from": origin, "updates": None, "generator": cost})
+        run.metrics_lock.unlink(missing_ok=True)  # nobody else knows this folder yet
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

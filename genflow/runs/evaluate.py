@@ -26,7 +26,7 @@ def evaluate_run(
     Args:
         run: the run.
         seed, guidance, progress: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`.
-        average: which average of the weights; None for the exported one.
+        average: which average of the weights, by name; None for the exported one.
         device: where to generate.
         steps, interval: as in :meth:`genflow.generators.base.Generator.set_sampling`.
 
@@ -41,11 +41,13 @@ def evaluate_run(
     if evaluator is None:
         source = run.graph.source
         raise UserError(f"{source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
+    if average == run.exported_average:
+        average = None
     generator = run.generator(device, average)
     generator.set_sampling(steps, interval)
     report = {
         "model": evaluator.evaluate(generator, seed, guidance, device, progress),
-        "real": evaluator.reference(),
+        "real": evaluator.reference(generator.num_classes),
         "nfe": generator.nfe,
         "seed": seed,
         "guidance": generator.default_guidance if guidance is None else guidance,

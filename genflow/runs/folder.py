@@ -2,20 +2,37 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from genflow.config.graph import ComponentGraph
+from genflow.config.imports import AllowImports
 from genflow.config.recipe import dump_yaml
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError, nearest, shown
 from genflow.generators.base import Generator
 from genflow.methods.base import Method
-from genflow.weights import check_state, read_weights, write_atomically, write_text, write_weights
+from genflow.runs.ownership import check_own, signed
+from genflow.weights import (
+    check_state,
+    naming_disk,
+    read_weights,
+    target_of,
+    write_atomically,
+    write_text,
+    write_weights,
+)
+
+#: The average of the weights that is none: the weights themselves.
+RAW = "none"
+
+_CHECKPOINT = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})\.pt")
 
 
 class RunFolder:
@@ -29,6 +46,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe_file = self.path / "recipe.yaml"
         self.metrics_file = self.path / "metrics.json"
+        self.metrics_lock = self.path / ".metrics.json.lock"
         self.scalars_file = self.path / "scalars.jsonl"
 
     def __str__(self) -> str:
@@ -41,6 +59,21 @@ class RunFolder:
     def prerequisite_file(self, name: str) -> Path:
         """Where the run keeps the weights of a prerequisite."""
         return self.path / "prerequisites" / f"{name}.safetensors"
+
+    def checkpoint_file(self, step: int) -> Path:
+        """The training checkpoint after ``step`` updates."""
+        return self.path / "checkpoints" / f"step_{step:08d}.pt"
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The training checkpoints by their updates, oldest first."""
+        names = ((_CHECKPOINT.fullmatch(file.name), file) for file in (self.path / "checkpoints").glob("step_*.pt"))
+        return dict(sorted((int(match[1]), file) for match, file in names if match and file.is_file()))
+
+    def check_own(self) -> None:
+        """See that nobody's files are in the way, see :func:`genflow.runs.ownership.check_own`."""
+        if not (self.checkpoints or self.weights_file().is_file()):
+            check_own(self.path, self.recipe_file, self.scalars_file)
 
     @property
     def averages(self) -> list[str]:
@@ -61,17 +94,24 @@ class RunFolder:
             UserError: the file is not what :meth:`write_metrics` writes.
         """
         try:
-            return json.loads(self.metrics_file.read_text(encoding="utf-8")) if self.metrics_file.is_file() else {}
-        except ValueError as error:
+            found = json.loads(self.metrics_file.read_text(encoding="utf-8")) if self.metrics_file.is_file() else {}
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.metrics_file}: not valid JSON: {error}; repair or remove it") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{self.metrics_file}: found {shown(found)}, expected a JSON object; repair or remove it")
+        return found
 
     def write_metrics(self, update: Mapping[str, Any]) -> None:
-        """Merge ``update`` into metrics.json; errors as :attr:`metrics`."""
-        write_text(self.metrics_file, json.dumps({**self.metrics, **update}, indent=2) + "\n")
+        """Merge ``update`` into metrics.json, which several processes may do at once; errors as :attr:`metrics`."""
+        with naming_disk(self.metrics_file), FileLock(self.metrics_lock):
+            for file in self.path.glob(".metrics.json.*.partial"):  # whoever wrote it held the lock
+                if target_of(file) == self.metrics_file:
+                    file.unlink()
+            write_text(self.metrics_file, json.dumps({**self.metrics, **update}, indent=2) + "\n")
 
     def write_recipe(self, graph: ComponentGraph) -> None:
         """Write the resolved recipe, which stands alone: prerequisites are written out inside it."""
-        write_text(self.recipe_file, dump_yaml(graph.plain))
+        write_text(self.recipe_file, signed(dump_yaml(graph.plain)))
 
     def write_artifact(self, graph: ComponentGraph, method: Method, average: str | None = None) -> None:
         """Write the weights of what the method trains (the generator's network, never the codec).
@@ -110,19 +150,42 @@ class Run(RunFolder):
         super().__init__(path)
         self.graph = graph
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes that the run was trained on, in their order; empty where they have none.
+
+        Raises:
+            UserError: metrics.json holds something else.
+        """
+        names = self.metrics.get("class_names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            found = f"class_names: found {shown(names)}"
+            raise UserError(f"{self.metrics_file}: {found}, expected a list of names; repair or remove it")
+        return names
+
+    @property
+    def exported_average(self) -> str:
+        """The name of the exported weights in the recipe."""
+        return next(iter(self.graph.section("ema")), RAW)
+
+    def weights_file(self, average: str | None = None) -> Path:
+        """As :meth:`RunFolder.weights_file`; the exported weights are found by their own name too."""
+        return super().weights_file(None if average == self.exported_average else average)
+
     def weights(self, average: str | None = None) -> dict[str, Tensor]:
         """The weights of what the run trained, by name.
 
         Args:
-            average: an average of the weights other than the exported one, by its name in the recipe.
+            average: an average of the weights, by its name in the recipe; ``none`` for the weights themselves, None for
+                the exported ones.
 
         Raises:
             UserError: there is no such average, or the file is damaged.
         """
         path = self.weights_file(average)
         if average is not None and not path.is_file():
-            names = self.averages
-            known = f"(there is: {', '.join(names) or 'none'})"
+            names = [self.exported_average, *self.averages]
+            known = f"(there is: {', '.join(names)})"
             raise UserError(f"{self}: no average '{average}' {known}{nearest(average, names)}")
         return read_weights(path)
 
@@ -171,12 +234,13 @@ class Run(RunFolder):
         return read_weights(self.prerequisite_file(name))
 
 
-def open_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
+def open_run(path: str | Path, overrides: Iterable[str] = (), allow_imports: AllowImports = False) -> Run:
     """Open the folder of a finished run.
 
     Args:
         path: the run folder.
         overrides: ``key=value`` entries laid over its recipe.
+        allow_imports: modules that its recipe may import, see :class:`~genflow.config.imports.Imports`.
 
     Raises:
         UserError: the folder holds no finished run, or its recipe is wrong.
@@ -190,4 +254,4 @@ def open_run(path: str | Path, overrides: Iterable[str] = ()) -> Run:
     if missing:
         hint = "; training has not finished: tools/train.py with --resume" if folder.recipe_file.exists() else ""
         raise UserError(f"{folder}: not a finished run: {' and '.join(missing)} missing{hint}")
-    return Run(path, ComponentGraph.load(folder.recipe_file, overrides))
+    return Run(path, ComponentGraph.load(folder.recipe_file, overrides, allow_imports=allow_imports))

@@ -30,7 +30,7 @@ def test_a_run_opens_with_its_recipe(finished_run):
     run = open_run(finished_run)
     assert run.path == finished_run and str(run) == str(finished_run) and run.is_complete
     assert run.graph.source == str(finished_run / "recipe.yaml")
-    assert run.graph.section("train_cfg").max_iters == 3 and run.averages == ["slow"]
+    assert run.graph.section("train_cfg").max_iters == 3 and run.averages == ["none", "slow"]
     changed = open_run(str(finished_run), ["evaluation.per_class=1", "train_dataloader.dataset.split=test"])
     assert changed.graph.section("evaluation").num_samples == 10
     assert len(changed.graph.section("train_dataloader").dataset) == 899
@@ -89,12 +89,13 @@ def test_an_unknown_average_shows_those_there_are(finished_run, use):
     run = open_run(finished_run)
     with pytest.raises(UserError) as caught:
         getattr(run, use)(average="slwo")
-    assert str(caught.value) == f"{finished_run}: no average 'slwo' (there is: slow); nearest match: 'slow'"
+    assert str(caught.value) == f"{finished_run}: no average 'slwo' (there is: main, none, slow); nearest match: 'slow'"
 
 
-def test_without_further_averages_there_is_none(copied):
-    (copied / "generator-slow.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no average 'slow' \(there is: none\)$"):
+def test_a_run_of_before_has_the_exported_average_at_least(copied):
+    for name in ("slow", "none"):
+        (copied / f"generator-{name}.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no average 'slow' \(there is: main\)$"):
         open_run(copied).weights("slow")
 
 
