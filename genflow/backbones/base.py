@@ -1,6 +1,7 @@
 """The contract of backbones."""
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genflow.condition import Condition
-from genflow.errors import nearest
+from genflow.errors import UserError, nearest, reason
 from genflow.layers.precision import without_graph
 from genflow.layers.tangents import derivative
 
@@ -71,6 +72,9 @@ class Backbone(nn.Module):
 
         Returns:
             What :meth:`forward` returns, and the (n, C, H, W) derivative, without a graph.
+
+        Raises:
+            UserError: an operator of the network has no forward-mode derivative, or changes a buffer.
         """
         rows = condition.rows(slice(len(direction)))
         clocks = {name: getattr(rows, name) for name in ("time", "duration") if getattr(rows, name) is not None}
@@ -83,7 +87,16 @@ class Backbone(nn.Module):
         # A compiled function has no forward-mode derivative.
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with without_graph(), sdpa_kernel(SDPBackend.MATH), eager:
-            moved = derivative(main, start, rates)
+            try:
+                moved = derivative(main, start, rates)
+            except RuntimeError as error:
+                if not re.search(r"\bjvp\b|forward.AD|forward.mode", str(error)):
+                    raise
+                raise UserError(
+                    f"{type(self).__name__} cannot be differentiated forward, which needs operators with such a "
+                    "derivative and no buffer that changes (as those of a BatchNorm do); a field with derivative: "
+                    f"central takes differences instead. {reason(error)}"
+                ) from error
         return self(x, condition, heads), moved
 
 

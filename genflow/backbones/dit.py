@@ -13,7 +13,7 @@ from genflow.condition import Condition
 from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.transformer import Attention
-from genflow.ranges import NotNegative, Positive
+from genflow.ranges import Depth, NotNegative, Positive
 from genflow.registry import BACKBONES
 
 _EMBEDDING_STD = 0.02
@@ -77,7 +77,7 @@ class DiT(Backbone):
         image_size: Positive,
         patch_size: Positive,
         width: Positive,
-        depth: Positive,
+        depth: Depth,
         heads: Positive,
         channels: Positive = 4,
         num_classes: NotNegative = 1000,

@@ -6,7 +6,7 @@ from genflow.backbones.base import GroupedBackbone
 from genflow.condition import Condition
 from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding
 from genflow.layers.patches import patchify, unpatchify
-from genflow.ranges import NotNegative, Positive
+from genflow.ranges import Depth, DepthOrNone, NotNegative, Positive
 from genflow.registry import BACKBONES
 
 
@@ -53,9 +53,9 @@ class GroupedMLP(GroupedBackbone):
         image_size: Positive,
         channels: Positive,
         width: Positive,
-        groups: Positive,
-        layers: Positive,
-        denoise_layers: NotNegative = 2,
+        groups: Depth,
+        layers: Depth,
+        denoise_layers: DepthOrNone = 2,
         num_classes: NotNegative = 0,
     ):
         super().__init__()

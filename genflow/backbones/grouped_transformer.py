@@ -11,7 +11,7 @@ from genflow.condition import Condition
 from genflow.layers.embeddings import ClassEmbedding, GuidanceEmbedding, axial_rotation
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import TransformerLayer, build_norm
-from genflow.ranges import NotNegative, Positive
+from genflow.ranges import Depth, DepthOrNone, NotNegative, Positive
 from genflow.registry import BACKBONES
 
 
@@ -22,7 +22,8 @@ class TokenGroup(nn.Module):
         width, heads: of the layers.
         layers: number of layers.
         num_classes: classes of the group's own table; None for a group that does not see the class.
-        class_tokens, guidance_tokens: number of in-context tokens.
+        class_tokens: in-context tokens for it.
+        guidance_tokens: in-context tokens for the guidance scale; None for a group that does not see it.
     """
 
     stacked: ClassVar = {"class_tokens": 0, "guidance_tokens": 0}
@@ -34,23 +35,27 @@ class TokenGroup(nn.Module):
         layers: int,
         num_classes: int | None,
         class_tokens: int,
-        guidance_tokens: int,
+        guidance_tokens: int | None,
     ):
         super().__init__()
         std = width**-0.5
         self.classes = None if num_classes is None else ClassEmbedding(num_classes, width, std)
         self.class_tokens = None if num_classes is None else nn.Parameter(std * torch.randn(class_tokens, width))
-        self.guidance_tokens = nn.Parameter(std * torch.randn(guidance_tokens, width))
+        self.guidance_tokens = (
+            None if guidance_tokens is None else nn.Parameter(std * torch.randn(guidance_tokens, width))
+        )
         self.layers = nn.ModuleList(
             TransformerLayer(width, heads, norm="rms", feedforward="swiglu", qk_norm=True, gated=True)
             for _ in range(layers)
         )
 
-    def forward(self, hidden: Tensor, labels: Tensor, guidance: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor | None, guidance: Tensor | None, angles: Tensor) -> Tensor:
         """(B, T, W) hidden, (B,) labels, (B, 1, W) guidance embedding, (T, d/2) angles to (B, T, W)."""
-        prefix = [self.guidance_tokens + guidance]
+        prefix = []
         if self.classes is not None:
-            prefix.insert(0, self.class_tokens + self.classes(labels).unsqueeze(1))
+            prefix.append(self.class_tokens + self.classes(labels).unsqueeze(1))
+        if self.guidance_tokens is not None:
+            prefix.append(self.guidance_tokens + guidance)
         sequence = torch.cat([*(part.to(hidden.dtype) for part in prefix), hidden], dim=1)
         count = sequence.shape[1] - hidden.shape[1]
         angles = F.pad(angles, (0, 0, count, 0))
@@ -65,7 +70,7 @@ class GroupedTransformer(GroupedBackbone):
 
     Pre-norm RMSNorm layers with query/key norms, SwiGLU and zero-initialised gates, no biases; 2-D rotary
     positions on the patch tokens, none on in-context tokens. The denoising group sees the guidance scale
-    but not the class.
+    but not the class. Without classes guidance has no meaning, and there are no in-context tokens.
 
     Args:
         image_size: side of the square image or latent.
@@ -76,8 +81,8 @@ class GroupedTransformer(GroupedBackbone):
         groups: number of groups, the flow's number of blocks.
         layers: layers per group.
         denoise_layers: layers of the denoising group; 0 leaves it out.
-        num_classes: classes.
-        class_tokens, guidance_tokens: in-context tokens per group.
+        num_classes: classes; 0 builds an unconditional backbone.
+        class_tokens, guidance_tokens: in-context tokens per group, where there are classes.
         states: ``hidden`` keeps the width between groups; ``data`` projects every group's output to the
             features of a token, which the next group embeds again (the hidden distillation of BiFlow's
             ablation; docs/biflow.md, B13).
@@ -86,8 +91,6 @@ class GroupedTransformer(GroupedBackbone):
         ValueError: sizes that do not divide.
     """
 
-    uses = ("labels", "guidance")
-
     def __init__(
         self,
         image_size: Positive,
@@ -95,10 +98,10 @@ class GroupedTransformer(GroupedBackbone):
         patch_size: Positive,
         width: Positive,
         heads: Positive,
-        groups: Positive,
-        layers: Positive,
-        denoise_layers: NotNegative = 2,
-        num_classes: Positive = 1000,
+        groups: Depth,
+        layers: Depth,
+        denoise_layers: DepthOrNone = 2,
+        num_classes: NotNegative = 1000,
         class_tokens: NotNegative = 8,
         guidance_tokens: NotNegative = 4,
         states: Literal["hidden", "data"] = "hidden",
@@ -108,6 +111,7 @@ class GroupedTransformer(GroupedBackbone):
         features = channels * patch_size**2
         self.image_shape = (channels, image_size, image_size)
         self.num_classes = num_classes
+        self.uses = ("labels", "guidance") if num_classes else ()
         self.patch_size = patch_size
         self.groups = groups
         self.states = states
@@ -118,13 +122,12 @@ class GroupedTransformer(GroupedBackbone):
             # entries[groups] is the finishing stage's.
             self.entries = nn.ModuleList(nn.Linear(features, width) for _ in range(groups + 1))
             self.exits = nn.ModuleList(nn.Linear(width, features) for _ in range(groups))
-        self.guidance_embedding = GuidanceEmbedding(width)
+        self.guidance_embedding = GuidanceEmbedding(width) if num_classes else None
+        tokens = guidance_tokens if num_classes else None
         self.group_layers = nn.ModuleList(
-            TokenGroup(width, heads, layers, num_classes, class_tokens, guidance_tokens) for _ in range(groups)
+            TokenGroup(width, heads, layers, num_classes or None, class_tokens, tokens) for _ in range(groups)
         )
-        self.denoise_layers = (
-            TokenGroup(width, heads, denoise_layers, None, 0, guidance_tokens) if denoise_layers else None
-        )
+        self.denoise_layers = TokenGroup(width, heads, denoise_layers, None, 0, tokens) if denoise_layers else None
         self.output_norm = build_norm("rms", width)
         self.output = nn.Linear(width, features)
         self.register_buffer("angles", axial_rotation(side, width // heads), persistent=False)
@@ -143,9 +146,9 @@ class GroupedTransformer(GroupedBackbone):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.output.weight)
 
-    def _guidance(self, condition: Condition) -> Tensor:
-        """(B, 1, W) embedding of the scale."""
-        return self.guidance_embedding(condition.guidance)
+    def _guidance(self, condition: Condition) -> Tensor | None:
+        """(B, 1, W) embedding of the scale; None without classes."""
+        return None if self.guidance_embedding is None else self.guidance_embedding(condition.guidance)
 
     def embed(self, x: Tensor) -> Tensor:
         tokens = patchify(x, self.patch_size)

@@ -13,7 +13,7 @@ from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids, rotate_h
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.precision import full_precision
 from genflow.layers.transformer import Attention, Feedforward, GeluFeedforward, Norm, RMSNorm, SwiGluFeedforward
-from genflow.ranges import NotNegative, Positive, Range
+from genflow.ranges import Depth, DepthOrNone, NotNegative, Positive, Range
 from genflow.registry import BACKBONES
 
 _EMBEDDING_STD = 0.02
@@ -139,17 +139,17 @@ class LightningDiT(Backbone):
         image_size: Positive,
         patch_size: Positive,
         width: Positive,
-        depth: Positive,
+        depth: Depth,
         heads: Positive,
         channels: Positive = 4,
         num_classes: NotNegative = 1000,
         condition_width: Positive | None = None,
         context_tokens: NotNegative = 16,
-        style_codebooks: NotNegative = 32,
+        style_codebooks: DepthOrNone = 32,
         style_entries: Positive = 64,
         norm: Norm = "rms",
         feedforward: Feedforward = "swiglu",
-        feedforward_ratio: Annotated[float, Range(above=0)] = 4.0,
+        feedforward_ratio: Annotated[float, Range(above=0, below=1000)] = 4.0,
         rotary: bool = True,
         qk_norm: bool = True,
         attention_precision: Precision = "float32",

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
-from genflow.ranges import NotNegative, Positive, Size
+from genflow.ranges import Depth, Length, NotNegative, Positive, Size
 from genflow.registry import BACKBONES
 
 
@@ -21,8 +22,8 @@ class StartSection:
         mean, std: of each channel.
     """
 
-    mean: Sequence[float]
-    std: Sequence[Size]
+    mean: Annotated[Sequence[float], Length()]
+    std: Annotated[Sequence[Size], Length()]
 
 
 @BACKBONES.register_module()
@@ -49,7 +50,7 @@ class MLP(Backbone):
         image_size: Positive,
         channels: Positive,
         width: Positive = 256,
-        layers: Positive = 7,
+        layers: Depth = 7,
         num_classes: NotNegative = 0,
         start: StartSection | None = None,
     ):

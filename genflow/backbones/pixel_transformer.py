@@ -13,7 +13,7 @@ from genflow.layers.embeddings import ScalarEmbedding, axial_rotation, sequence_
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.tangents import Pair, PairLayer, derivative, linear_tangent, norm_tangent
 from genflow.layers.transformer import RMSNorm
-from genflow.ranges import NotNegative, Positive
+from genflow.ranges import Depth, DepthOrNone, NotNegative, Positive
 from genflow.registry import BACKBONES
 
 #: Standard deviation of the layers' initial weights, times the root of their fan-in (docs/pmf.md, P11).
@@ -71,12 +71,12 @@ class PixelTransformer(Backbone):
         image_size: Positive,
         patch_size: Positive,
         width: Positive,
-        depth: Positive,
+        depth: Depth,
         heads: Positive,
         channels: Positive = 3,
         num_classes: NotNegative = 1000,
-        head_depth: NotNegative = 8,
-        auxiliary_depth: NotNegative | None = None,
+        head_depth: DepthOrNone = 8,
+        auxiliary_depth: DepthOrNone | None = None,
         class_tokens: NotNegative = 8,
         guidance_tokens: NotNegative = 4,
         interval_tokens: NotNegative = 2,

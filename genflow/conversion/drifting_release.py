@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ _ENCODER_NAMES = {
     "layers": "depths",
     "input_patch_size": "patch_size",
     "num_classes": "num_classes",
+}
+#: More blocks than any stage has.
+_NEVER = 2**31 - 1
+#: Arguments of LatentMAE by the entries of ``activation_kwargs``, which choose among its features.
+_FEATURE_NAMES = {
+    "patch_mean_size": "windows",
+    "patch_std_size": "deviation_windows",
+    "use_mean": "pooled",
+    "use_std": "pooled_deviation",
+    "every_k_block": "block_interval",
 }
 #: Taken for an entry of ``model_config`` that is not there: what can be left out of the network is out.
 _DEFAULTS = {
@@ -143,7 +154,9 @@ def _check_config(file: Path, config: Mapping[str, Any], graph: ComponentGraph, 
         ours["condition_width"] = ours["condition_width"] or ours["width"]
         theirs = generator_arguments(config)
     else:
-        theirs = _renamed(config, _ENCODER_NAMES)
+        for name, means in (("deviation_windows", "windows"), ("pooled_deviation", "pooled")):
+            ours[name] = ours[means] if ours[name] is None else ours[name]
+        theirs = encoder_arguments(config)
     for name, value in theirs.items():
         if ours[name] != (tuple(value) if isinstance(value, list) else value):
             raise UserError(
@@ -161,6 +174,15 @@ def generator_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "feedforward": "swiglu" if config["use_swiglu"] else "gelu",
         "attention_precision": _attention_precision(config),
     }
+
+
+def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of LatentMAE that the configuration of an encoder says, with its features if it chooses any."""
+    chosen = config.get("activation_kwargs")
+    features = _renamed(chosen, _FEATURE_NAMES) if isinstance(chosen, Mapping) else {}
+    if features.get("block_interval") == math.inf:  # no block's output
+        features["block_interval"] = _NEVER
+    return _renamed(config, _ENCODER_NAMES) | features
 
 
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A small convolutional classifier whose features serve small pictures."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.feature_encoders.unit_features import unit_features
-from genflow.ranges import Positive
+from genflow.ranges import Length, Positive
 from genflow.registry import FEATURE_ENCODERS
 
 
@@ -21,7 +23,7 @@ class ConvNet(FeatureEncoder):
         num_classes: of the classifier.
     """
 
-    def __init__(self, channels: Positive, widths: list[Positive], num_classes: Positive):
+    def __init__(self, channels: Positive, widths: Annotated[list[Positive], Length()], num_classes: Positive):
         super().__init__()
         self.channels = channels
         self.num_classes = num_classes

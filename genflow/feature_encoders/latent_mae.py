@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from genflow.feature_encoders.base import MaskedEncoder
 from genflow.feature_encoders.pooling import pooled_features, pooled_names
 from genflow.layers.patches import grid_side
 from genflow.layers.precision import full_precision
-from genflow.ranges import NotNegative, Positive
+from genflow.ranges import Depth, Length, NotNegative, Positive
 from genflow.registry import FEATURE_ENCODERS
 
 
@@ -39,7 +40,8 @@ class LatentMAE(MaskedEncoder):
         num_classes: classes of the classifier; 0 for none.
         decoder: whether it has the decoder, which only training needs.
         norm_groups: group norms have the largest number of groups that divides the channels and is not above this.
-        windows, pooled: see :func:`~genflow.feature_encoders.pooling.pooled_features`.
+        windows, pooled, deviation_windows, pooled_deviation: see
+            :func:`~genflow.feature_encoders.pooling.pooled_features`.
         block_interval: see above.
 
     Raises:
@@ -53,7 +55,7 @@ class LatentMAE(MaskedEncoder):
         channels: Positive,
         image_size: Positive,
         width: Positive = 256,
-        depths: tuple[Positive, ...] = (3, 4, 6, 3),
+        depths: Annotated[tuple[Depth, ...], Length()] = (3, 4, 6, 3),
         patch_size: Positive = 1,
         num_classes: NotNegative = 1000,
         decoder: bool = False,
@@ -61,6 +63,8 @@ class LatentMAE(MaskedEncoder):
         windows: tuple[Positive, ...] = (2, 4),
         pooled: bool = True,
         block_interval: Positive = 2,
+        deviation_windows: tuple[Positive, ...] | None = None,
+        pooled_deviation: bool | None = None,
     ):
         super().__init__()
         if not depths:
@@ -70,8 +74,12 @@ class LatentMAE(MaskedEncoder):
         self.patch_shape = (channels * patch_size**2, side, side)
         self.patch_size = patch_size
         self.num_classes = num_classes
-        self.windows = windows
-        self.pooled = pooled
+        self.pooling = {
+            "windows": windows,
+            "pooled": pooled,
+            "deviation_windows": deviation_windows,
+            "pooled_deviation": pooled_deviation,
+        }
         self.block_interval = block_interval
         widths = [width * 2**stage for stage in range(len(depths))]
         self.stem = _ConvNorm(self.patch_shape[0], width, norm_groups)
@@ -95,14 +103,14 @@ class LatentMAE(MaskedEncoder):
                 sides[f"layer{stage}_blk{block}"] = side
             sides[f"layer{stage}"] = side
         for name, side in sides.items():
-            yield from pooled_names(name, side, side, self.windows, pooled=self.pooled)
+            yield from pooled_names(name, side, side, **self.pooling)
 
     def forward(self, samples: Tensor) -> dict[str, Tensor]:
         """(B, channels, H, W) samples in the generator's space to features, see above."""
         patches = self.patches(samples)
         features = {"norm_x": (patches.square().mean(dim=(2, 3)) + 1e-6).sqrt().unsqueeze(1)}
         for name, maps in self._encode(patches).items():
-            features |= pooled_features(name, maps, self.windows, pooled=self.pooled)
+            features |= pooled_features(name, maps, **self.pooling)
         return features
 
     def patches(self, samples: Tensor) -> Tensor:
@@ -153,7 +161,7 @@ class _GroupNorm(nn.GroupNorm):
 
 
 def _group_norm(channels: int, most_groups: int) -> _GroupNorm:
-    groups = next(count for count in range(most_groups, 0, -1) if channels % count == 0)
+    groups = next(count for count in range(min(most_groups, channels), 0, -1) if channels % count == 0)
     return _GroupNorm(groups, channels, eps=1e-6)
 
 

@@ -140,6 +140,8 @@ class DriftEstimator(FieldEstimator):
 
     #: Temperatures of the kernel, in units of the mean distance; a drift is a sum over them.
     temperatures: tuple[float, ...]
+    #: Whether weights of negatives may be below 0, so that they attract.
+    takes_attracting_negatives: bool = True
     #: Generated samples per label that it needs.
     least_generated: int = 1
 

@@ -22,9 +22,7 @@ from torch.autograd import Function
 
 from genflow.field_estimators.base import Drift, DriftEstimator, DriftStatistics, FeaturePart, FeatureSets
 from genflow.layers.precision import full_precision
-from genflow.ranges import Positive, Range
-
-Temperature = Annotated[float, Range(above=0)]
+from genflow.ranges import Above0, Length, Positive
 
 _LEAST_SQUARE = 1e-8
 _LEAST_SCALE = 1e-3
@@ -63,7 +61,7 @@ class PairwiseDrift(DriftEstimator):
 
     def __init__(
         self,
-        temperatures: Sequence[Temperature] = (0.2, 0.05, 0.02),
+        temperatures: Annotated[Sequence[Above0], Length()] = (0.2, 0.05, 0.02),
         memory_mib: Positive = 256,
         normalize_distances: bool = True,
         normalize_forces: bool = True,

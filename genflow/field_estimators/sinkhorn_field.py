@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
-from genflow.ranges import Positive
+from genflow.ranges import Steps
 from genflow.registry import FIELD_ESTIMATORS
 
 
@@ -24,10 +24,12 @@ class SinkhornField(PairwiseDrift):
         options: as in :class:`~genflow.field_estimators.pairwise_drift.PairwiseDrift`.
     """
 
+    # Weights are masses.
+    takes_attracting_negatives = False
     # A single one has no independent ones.
     least_generated = 2
 
-    def __init__(self, iterations: Positive = 10, **options):
+    def __init__(self, iterations: Steps = 10, **options):
         super().__init__(**options)
         self.iterations = iterations
 

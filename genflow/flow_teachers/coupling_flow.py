@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genflow.flow_teachers.base import FlowTeacher, Trajectory
 from genflow.layers.precision import full_precision
-from genflow.ranges import Positive, Range
+from genflow.ranges import Above0, Depth, Positive, Range
 from genflow.registry import FLOW_TEACHERS
 
 
@@ -63,10 +63,10 @@ class CouplingFlow(FlowTeacher):
     def __init__(
         self,
         dimensions: Annotated[int, Range(low=2)],
-        blocks: Positive,
+        blocks: Depth,
         width: Positive,
-        layers: Positive = 2,
-        bound: Annotated[float, Range(above=0)] | None = None,
+        layers: Depth = 2,
+        bound: Above0 | None = None,
     ):
         super().__init__()
         self.image_shape = (dimensions, 1, 1)

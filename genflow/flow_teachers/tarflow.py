@@ -12,7 +12,7 @@ from genflow.flow_teachers.captured_inverse import CapturedInverse, invert_block
 from genflow.flow_teachers.flow_block import FlowBlock, FlowStyle, GuidedInverse
 from genflow.layers.patches import grid_side, patchify, unpatchify
 from genflow.layers.transformer import Feedforward, Norm
-from genflow.ranges import NotNegative, Positive, Range
+from genflow.ranges import Above0, Depth, Length, NotNegative, Positive
 from genflow.registry import FLOW_TEACHERS
 
 
@@ -57,8 +57,8 @@ class TARFlow(FlowTeacher):
         channels: Positive,
         patch_size: Positive,
         width: Positive,
-        blocks: Positive,
-        layers: Positive | list[Positive],
+        blocks: Depth,
+        layers: Depth | Annotated[list[Depth], Length()],
         num_classes: NotNegative = 0,
         head_width: Positive = 64,
         scaled: bool = True,
@@ -67,7 +67,7 @@ class TARFlow(FlowTeacher):
         qk_norm: bool = False,
         positions: Literal["learned", "rotary"] = "learned",
         prefix_tokens: NotNegative = 0,
-        bound: Annotated[float, Range(above=0)] | None = None,
+        bound: Above0 | None = None,
         clip: Literal["hard", "soft"] = "hard",
         scale: Literal["exp", "softplus"] = "exp",
         start_token: bool = False,

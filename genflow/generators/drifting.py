@@ -1,4 +1,4 @@
-"""The generator of Drifting: one pass under a scale of at least 1 and random style codes."""
+"""The generator of Drifting: one pass under a guidance scale and random style codes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,19 +16,21 @@ class DriftingGenerator(OnePassGenerator):
 
     Args:
         network, codec, default_guidance: as in :class:`~genflow.generators.base.Generator`.
+        lowest_guidance: the least scale that training has shown it.
 
     Raises:
-        ValueError: network and codec do not fit, or ``default_guidance`` is below 1.
+        ValueError: network and codec do not fit, or ``default_guidance`` is below ``lowest_guidance``.
     """
 
-    lowest_guidance = 1.0
-
-    def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 1.0):
+    def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 1.0, lowest_guidance: float = 1.0):
         if codec.latent_shape != network.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")
-        if not default_guidance >= 1:
-            raise ValueError(f"default_guidance is {default_guidance}, 1 means no guidance and is the least")
+        if not default_guidance >= lowest_guidance:
+            raise ValueError(
+                f"default_guidance is {default_guidance}, 1 means no guidance and {lowest_guidance:g} is the least"
+            )
         super().__init__(network, codec, default_guidance)
+        self.lowest_guidance = lowest_guidance
 
     def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
         """As in the contract, with the times of one step from noise to data for a backbone that wants times."""

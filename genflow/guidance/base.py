@@ -145,6 +145,8 @@ class NegativeGuidance(Guidance):
 
     #: Real samples of any class per label, N.
     negatives: int
+    #: The least scale that is drawn; below 1 weights are below 0.
+    min_scale: float = 1.0
 
     def draw(self, draws: Draws) -> Tensor:
         """(L,) guidance scales, 1 for no guidance."""

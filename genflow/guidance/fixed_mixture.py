@@ -5,7 +5,7 @@ import torch
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance
-from genflow.ranges import Share, Size
+from genflow.ranges import Interval, Scale, Share
 from genflow.registry import GUIDANCE
 from genflow.time_samplers.base import Times
 
@@ -26,7 +26,7 @@ class FixedMixture(VelocityGuidance):
         ValueError: the interval's end lies before its start.
     """
 
-    def __init__(self, scale: Size, mixing: Share, interval: tuple[Share, Share] = (0.0, 1.0), label_drop: Share = 0.1):
+    def __init__(self, scale: Scale, mixing: Share, interval: Interval = (0.0, 1.0), label_drop: Share = 0.1):
         super().__init__()
         if interval[0] > interval[1]:
             raise ValueError(f"interval {list(interval)} ends before it starts")

@@ -6,7 +6,7 @@ from torch import Tensor
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.guidance.base import GuidedTarget, OwnVelocity, VelocityGuidance, power_law
-from genflow.ranges import Share, Size
+from genflow.ranges import Power, Scale, Share
 from genflow.registry import GUIDANCE
 from genflow.time_samplers.base import Times
 
@@ -27,7 +27,7 @@ class IntervalGuidance(VelocityGuidance):
 
     condition_fields = ("guidance", "interval")
 
-    def __init__(self, max_scale: Size = 7.0, power: float = 1.0, interval: bool = True, label_drop: Share = 0.1):
+    def __init__(self, max_scale: Scale = 7.0, power: Power = 1.0, interval: bool = True, label_drop: Share = 0.1):
         super().__init__()
         self.max_scale = max_scale
         self.power = power

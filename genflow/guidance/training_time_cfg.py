@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genflow.draws import Draws
 from genflow.guidance.base import ReverseGuidance
-from genflow.ranges import Share, Size
+from genflow.ranges import Scale, Share
 from genflow.registry import GUIDANCE
 
 
@@ -24,7 +24,7 @@ class TrainingTimeCFG(ReverseGuidance):
         label_drop: share of samples that lose their label.
     """
 
-    def __init__(self, max_scale: Size = 7.0, plain_share: Share = 0.1, label_drop: Share = 0.1):
+    def __init__(self, max_scale: Scale = 7.0, plain_share: Share = 0.1, label_drop: Share = 0.1):
         super().__init__()
         self.max_scale = max_scale
         self.plain_share = plain_share

@@ -8,6 +8,7 @@ from genflow.backbones.base import GroupedBackbone
 from genflow.inverse_heads.grouped import GroupedInverse
 from genflow.layers.patches import unpatchify
 from genflow.losses.base import Loss
+from genflow.ranges import NotNegative
 from genflow.registry import INVERSE_HEADS
 
 
@@ -34,7 +35,7 @@ class HiddenAlignment(GroupedInverse):
         loss: Loss,
         projection: Literal["linear", "mlp"] = "linear",
         trajectory_norm: Literal["state", "sample", "none"] = "state",
-        norm_warmup: int = 200,
+        norm_warmup: NotNegative = 200,
     ):
         super().__init__(backbone, loss, trajectory_norm, norm_warmup)
         if backbone.states != "hidden":

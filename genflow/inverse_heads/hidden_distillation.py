@@ -8,6 +8,7 @@ from genflow.backbones.base import GroupedBackbone
 from genflow.inverse_heads.grouped import GroupedInverse
 from genflow.layers.patches import unpatchify
 from genflow.losses.base import Loss
+from genflow.ranges import NotNegative
 from genflow.registry import INVERSE_HEADS
 
 
@@ -32,7 +33,7 @@ class HiddenDistillation(GroupedInverse):
         backbone: GroupedBackbone,
         loss: Loss,
         trajectory_norm: Literal["state", "sample", "none"] = "state",
-        norm_warmup: int = 200,
+        norm_warmup: NotNegative = 200,
     ):
         super().__init__(backbone, loss, trajectory_norm, norm_warmup)
         if backbone.states != "data":

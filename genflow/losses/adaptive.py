@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from genflow.losses.base import Loss
+from genflow.ranges import Power, Size
 from genflow.registry import LOSSES
 
 
@@ -18,7 +19,9 @@ class AdaptiveWeighting(Loss):
         offset: c; its scale is that of ``loss``, so a summed and an averaged distance need different ones.
     """
 
-    def __init__(self, loss: Loss, power: float = 1.0, offset: float = 0.01):
+    weighted = True
+
+    def __init__(self, loss: Loss, power: Power = 1.0, offset: Size = 0.01):
         super().__init__()
         self.loss = loss
         self.power = power

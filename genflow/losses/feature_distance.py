@@ -1,11 +1,14 @@
 """Distances between features of images."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from genflow.errors import nearest
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.losses.base import Loss
+from genflow.ranges import Length
 from genflow.registry import LOSSES
 
 
@@ -24,7 +27,7 @@ class FeatureDistance(Loss):
         ValueError: the encoder has no such feature.
     """
 
-    def __init__(self, encoder: FeatureEncoder, features: list[str] | None = None):
+    def __init__(self, encoder: FeatureEncoder, features: Annotated[list[str], Length()] | None = None):
         super().__init__()
         self.features = list(encoder.feature_names) if features is None else features
         for name in self.features:

@@ -28,6 +28,8 @@ class Method(BaseModel):
     #: of the artifact.
     training_only: tuple[str, ...] = ()
     artifact: str
+    #: Figures of :meth:`forward` that say best how training gets on; logs show them first.
+    progress: tuple[str, ...] = ()
     feed: Feed | None = None
 
     def __init__(self):
@@ -100,6 +102,16 @@ class Method(BaseModel):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def memory(self, parts: int) -> dict[str, int]:
+        """Bytes that arguments of the constructor ask for in every process, by their names; parameters do not count.
+
+        What cannot fit the machine is refused before training.
+
+        Args:
+            parts: into which processes and micro-batches divide the rows of an update.
+        """
+        return {}
 
     def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What :meth:`forward` has to know of the whole batch, as further keyword arguments of it.

@@ -33,19 +33,21 @@ class BiFlow(Method):
         reconstruction: distance between samples and data.
         noise_std: standard deviation of the noise added to normalised data, the teacher's own.
         guidance: guidance learned in training, or ordinary guidance by two passes; None trains without, and
-            without dropping labels.
+            without dropping labels, as everything without classes must.
         default_guidance: scale used for sampling when none is asked for.
         denoising: ``learned``: the reverse model reconstructs clean data; ``none``: the noisy data that the flow
             saw; ``score``: the noisy data, and sampling ends with a score step of the teacher.
         perceptual: distances between decoded samples and decoded data, beside the reconstruction.
 
     Raises:
-        ValueError: teacher, reverse model and codec do not fit each other, or a default scale without guidance.
+        ValueError: teacher, reverse model and codec do not fit each other, a default scale without guidance, or
+            guidance without classes.
     """
 
     frozen = ("teacher", "codec", "perceptual")
     training_only = ("perceptual",)
     artifact = "inverse.backbone"
+    progress = ("mean_squared_error",)
 
     def __init__(
         self,
@@ -67,6 +69,8 @@ class BiFlow(Method):
                 raise ValueError(f"teacher and backbone differ in {what}: {theirs} and {ours}")
         if codec.latent_shape != teacher.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the teacher takes {teacher.image_shape}")
+        if guidance is not None and not backbone.num_classes:
+            raise ValueError("guidance leads away from what has no class, but teacher and backbone have no classes")
         if guidance is None and default_guidance:
             raise ValueError(f"default_guidance is {default_guidance} without guidance in training")
         inverse.check_teacher(teacher)

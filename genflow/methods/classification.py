@@ -6,7 +6,7 @@ from torch import Tensor
 from genflow.draws import Draws
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.methods.base import Method
-from genflow.ranges import Size
+from genflow.ranges import ImageShape, Size
 from genflow.registry import METHODS
 
 
@@ -26,8 +26,9 @@ class Classification(Method):
     """
 
     artifact = "encoder"
+    progress = ("accuracy",)
 
-    def __init__(self, encoder: FeatureEncoder, image_shape: tuple[int, int, int], noise_std: Size = 0.0):
+    def __init__(self, encoder: FeatureEncoder, image_shape: ImageShape, noise_std: Size = 0.0):
         super().__init__()
         if not encoder.num_classes:
             raise ValueError(f"{type(encoder).__name__} does not classify")

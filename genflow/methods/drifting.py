@@ -1,5 +1,6 @@
 """Drifting (arXiv 2602.04770): one-step generators trained by attraction and repulsion in feature space."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ class Drifting(Method):
     frozen = ("codec", "encoders")
     training_only = ("encoders", "compare_samples")
     artifact = "backbone"
+    progress = ("drift",)
 
     def __init__(
         self,
@@ -69,6 +71,11 @@ class Drifting(Method):
         super().__init__()
         if guidance is not None and "guidance" not in backbone.uses:
             raise ValueError(f"guidance is drawn, but the {type(backbone).__name__} does not take any")
+        if guidance is not None and guidance.min_scale < 1 and not field.takes_attracting_negatives:
+            raise ValueError(
+                f"guidance has min_scale {guidance.min_scale}: below 1 negatives attract, which a "
+                f"{type(field).__name__} has no notion of"
+            )
         if samples_per_label < field.least_generated:
             raise ValueError(
                 f"samples_per_label is {samples_per_label}, a {type(field).__name__} needs {field.least_generated}"
@@ -91,8 +98,31 @@ class Drifting(Method):
         self.guidance = guidance
         negatives = 0 if guidance is None else guidance.negatives
         self.feed = QueueFeed(queue or QueueSection(), backbone.num_classes, labels_per_update, positives, negatives)
-        self.generator = DriftingGenerator(backbone, codec, default_guidance)
+        lowest = 1.0 if guidance is None else min(1.0, guidance.min_scale)
+        self.generator = DriftingGenerator(backbone, codec, default_guidance, lowest)
         self.freeze()
+
+    def memory(self, parts: int) -> dict[str, int]:
+        """The queue, the samples of an update, and features and distances of those of one part of it."""
+        section = self.feed.section
+        sample = math.prod(self.image_shape)
+        stored = sample * getattr(torch, section.storage).itemsize
+        negatives = 0 if self.guidance is None else self.guidance.negatives
+        with without_graph():
+            features = self.encode(torch.zeros(2, *self.image_shape, device=next(self.backbone.parameters()).device))
+        labels = -(-self.labels_per_update // parts)
+        row = 4 * labels * sum(feature[0].numel() for feature in features.values())
+        groups = {
+            "positives": self.positives,
+            "samples_per_label": self.samples_per_label,
+            "guidance.negatives": negatives,
+        }
+        points = self.samples_per_label * 4  # each has a distance to all points
+        return {
+            "queue.per_class": section.per_class * max(1, self.num_classes) * stored,
+            "queue.overall": section.overall * stored,
+            **{name: count * (self.labels_per_update * sample * 4 + row + points) for name, count in groups.items()},
+        }
 
     def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The means over all micro-batches by which their drift is normalised; one alone finds its own."""

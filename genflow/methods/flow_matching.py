@@ -14,7 +14,7 @@ from genflow.guidance.base import drop_labels
 from genflow.losses.base import Loss
 from genflow.methods import path
 from genflow.methods.base import Method
-from genflow.ranges import Positive, Share, Size
+from genflow.ranges import Interval, Share, Size, Steps
 from genflow.registry import METHODS
 from genflow.time_samplers.base import TimeSampler
 
@@ -40,6 +40,7 @@ class FlowMatching(Method):
 
     frozen = ("codec",)
     artifact = "backbone"
+    progress = ("velocity_error",)
 
     def __init__(
         self,
@@ -50,10 +51,10 @@ class FlowMatching(Method):
         loss: Loss,
         noise_scale: Size = 1.0,
         label_drop: Share = 0.1,
-        steps: Positive = 50,
+        steps: Steps = 50,
         solver: Literal["euler", "heun"] = "heun",
         default_guidance: float = 1.0,
-        default_interval: tuple[Share, Share] = (0.0, 1.0),
+        default_interval: Interval = (0.0, 1.0),
     ):
         super().__init__()
         self.backbone = backbone

@@ -11,7 +11,7 @@ from genflow.codecs.base import Codec
 from genflow.draws import Draws
 from genflow.feature_encoders.base import MaskedEncoder
 from genflow.methods.base import Method
-from genflow.ranges import NotNegative, Positive, Share
+from genflow.ranges import Interval, NotNegative, Positive, Share
 from genflow.registry import METHODS
 
 
@@ -55,13 +55,14 @@ class MaskedAutoencoding(Method):
     frozen = ("codec",)
     training_only = ("encoder.decoder",)
     artifact = "encoder"
+    progress = ("reconstruction",)
 
     def __init__(
         self,
         encoder: MaskedEncoder,
         codec: Codec,
         mask_cell: Positive = 2,
-        mask_share: tuple[Share, Share] = (0.5, 0.5),
+        mask_share: Interval = (0.5, 0.5),
         classification: ClassificationSection | None = None,
     ):
         super().__init__()

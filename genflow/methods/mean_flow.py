@@ -17,7 +17,7 @@ from genflow.losses.base import Loss
 from genflow.methods import path
 from genflow.methods.base import Method
 from genflow.methods.perceptual import PerceptualLoss, PerceptualSection
-from genflow.ranges import Share, Size
+from genflow.ranges import Interval, Share, Size
 from genflow.registry import METHODS
 from genflow.time_samplers.base import Times, TimeSampler
 
@@ -62,6 +62,7 @@ class MeanFlow(Method):
     frozen = ("codec", "perceptual")
     training_only = ("perceptual", "backbone.auxiliary_depth")
     artifact = "backbone"
+    progress = ("velocity_error",)
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class MeanFlow(Method):
         perceptual: PerceptualSection | None = None,
         perceptual_max_time: Share = 1.0,
         default_guidance: float = 1.0,
-        default_interval: tuple[Share, Share] = (0.0, 1.0),
+        default_interval: Interval = (0.0, 1.0),
         savings: SavingsSection = SavingsSection(),
     ):
         super().__init__()

@@ -1,6 +1,7 @@
 """The perceptual slot of methods: distances between decoded images in the features of frozen encoders."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -8,7 +9,7 @@ from genflow.data.crops import crop_resize, draw_boxes
 from genflow.draws import Draws
 from genflow.layers.precision import full_precision
 from genflow.losses.base import Loss
-from genflow.ranges import Positive, Size
+from genflow.ranges import Length, Positive, Size
 
 
 @dataclass
@@ -34,7 +35,7 @@ class PerceptualSection:
             images.
     """
 
-    terms: dict[str, PerceptualTerm]
+    terms: Annotated[dict[str, PerceptualTerm], Length()]
     crop: Positive | None = 224
 
 

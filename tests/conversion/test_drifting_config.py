@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from genflow.config.recipe import load_recipe
+from genflow.conversion.drifting_release import encoder_arguments
+from genflow.feature_encoders import LatentMAE
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GENERATOR = {
@@ -84,6 +86,36 @@ def test_a_configuration_that_does_not_fit_the_recipe(release, change, message):
 def test_an_encoder_of_another_depth(release):
     release.write({**RELEASED["mae_latent_256"], "layers": [3, 4, 6]}, {})
     assert release.refusal().endswith("mae_latent_256.yaml: depths is [3, 4, 6] in model_config, (3, 4, 6, 3) there")
+
+
+CHOSEN = {"patch_mean_size": [2], "patch_std_size": [4], "use_mean": False, "use_std": True, "every_k_block": 3}
+
+
+def test_features_that_a_configuration_chooses():
+    chosen = encoder_arguments({**RELEASED["mae_latent_256"], "activation_kwargs": CHOSEN})
+    encoder = LatentMAE(**{**chosen, "image_size": 32, "width": 8, "depths": (3, 1)})
+    names = {name.removeprefix("layer1_blk3") for name in encoder.feature_names if name.startswith("layer1_blk")}
+    assert names == {"", "_mean_2", "_std", "_std_4"}
+    unlimited = encoder_arguments({"activation_kwargs": {"every_k_block": float("inf")}})
+    whole = LatentMAE(4, 32, 8, (3, 1), **unlimited)
+    assert not [name for name in whole.feature_names if "blk" in name]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"patch_mean_size": [2, 4], "patch_std_size": [2, 4], "use_mean": True, "use_std": True}, None),
+        (CHOSEN, "windows is [2] in model_config, (2, 4) there"),
+        ({"patch_std_size": [4]}, "deviation_windows is [4] in model_config, (2, 4) there"),
+        ({"use_std": False}, "pooled_deviation is False in model_config, True there"),
+        ({"every_k_block": "all"}, "block_interval is 'all' in model_config, 2 there"),
+        (3, None),  # says nothing
+    ],
+)
+def test_features_are_those_of_the_recipe(release, chosen, message):
+    release.write({**RELEASED["mae_latent_256"], "activation_kwargs": chosen}, {})
+    expected = f"mae_latent_256.yaml: {message}" if message else "'encoder/conv1/kernel' is missing from the file"
+    assert release.refusal().endswith(expected)
 
 
 def test_bfloat16_attention_fits_its_recipe(release):

@@ -87,6 +87,8 @@ def test_nothing_has_a_bias_but_norms_and_the_last_layers():
         ({"block_interval": 1}, "layer2_blk2", "layer2_blk1_std_4"),
         ({"windows": (3,)}, "conv1_mean_2", "conv1_std"),
         ({"pooled": False}, "conv1_std", "layer2_std_4"),
+        ({"deviation_windows": (4,)}, "conv1_std_2", "conv1_mean_2"),
+        ({"pooled": False, "pooled_deviation": True}, "layer2_mean", "layer2_std"),
         ({"patch_size": 2, "decoder": True}, "layer1_mean_8", "layer1_mean_4"),
         ({"image_size": 10}, "layer1_mean_4", "layer1_mean_2"),
         ({"depths": (1,), "num_classes": 0}, "layer2", "layer1"),

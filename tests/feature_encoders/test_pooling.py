@@ -51,10 +51,20 @@ def test_windows_that_do_not_divide_the_map_are_left_out(height, width, kept):
         ({"windows": (), "positions": False}, ["m_mean", "m_std"]),
         ({"windows": (3,), "pooled": False}, ["m", "m_mean_3", "m_std_3"]),
         ({"windows": (), "pooled": False}, ["m"]),
+        ({"windows": (), "pooled_deviation": False}, ["m", "m_mean"]),
+        ({"windows": (), "pooled": False, "pooled_deviation": True}, ["m", "m_std"]),
+        ({"windows": (3,), "pooled": False, "deviation_windows": ()}, ["m", "m_mean_3"]),
+        ({"windows": (), "pooled": False, "deviation_windows": (3,)}, ["m", "m_std_3"]),
+        (
+            {"windows": (3, 1), "deviation_windows": (1,), "pooled_deviation": False},
+            ["m", "m_mean", "m_mean_3", "m_mean_1", "m_std_1"],
+        ),
     ],
 )
 def test_parts(wanted, names):
-    assert list(pooled_features("m", maps(1, 2, 6, 3), **wanted)) == names
+    found = pooled_features("m", maps(1, 2, 6, 3), **wanted)
+    everything = pooled_features("m", maps(1, 2, 6, 3), windows=(1, 3))
+    assert list(found) == names and all(value.equal(everything[name]) for name, value in found.items())
     assert pooled_names("m", 6, 3, **wanted) == tuple(names)
 
 

@@ -64,8 +64,15 @@ def test_a_network_that_wants_times_is_told_those_of_one_step():
 def test_scales_below_one_are_refused(scale):
     with pytest.raises(UserError, match=r"guidance: found .*, expected at least 1"):
         build().sample(torch.arange(2), seed=0, guidance=scale)
-    with pytest.raises(ValueError, match=r"default_guidance is .*, 1 means no guidance and is the least"):
+    with pytest.raises(ValueError, match=r"default_guidance is .*, 1 means no guidance and 1 is the least"):
         build(default_guidance=scale)
+
+
+def test_scales_that_training_has_shown_are_taken():
+    generator = build(lowest_guidance=0.5, default_guidance=0.7)
+    assert generator.sample(torch.arange(2), seed=0, guidance=0.5).isfinite().all()
+    with pytest.raises(UserError, match=r"^guidance: found 0\.4, expected at least 0\.5$"):
+        generator.sample(torch.arange(2), seed=0, guidance=0.4)
 
 
 def test_codec_of_another_shape_is_refused():

@@ -12,6 +12,8 @@ from genflow.config.sections import TrainSection
 from genflow.data.sample_queue import QueueSection, widened
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop
+from genflow.engine.signals import StopRequest
+from genflow.engine.watchdog import Watchdog
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators import DriftingField, SinkhornField
 from genflow.guidance import NegativeMixing
@@ -116,7 +118,7 @@ def test_without_classes_and_guidance():
 def update(method, micro_batches=1, precision="float32"):
     """Terms and gradients of one update through the loop."""
     optimizer = AutocastOptimWrapper(torch.optim.SGD(method.trained_parameters().values(), lr=0.0), precision, None)
-    runner = SimpleNamespace(model=method, optim_wrapper=optimizer)
+    runner = SimpleNamespace(model=method, optim_wrapper=optimizer, stop=StopRequest(), watchdog=Watchdog(600))
     loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), TrainSection(1, micro_batches), seed=0)
     values = loop.update(batch())
     return values, {name: parameter.grad.clone() for name, parameter in method.trained_parameters().items()}

@@ -15,7 +15,7 @@ from torch import nn
 from genflow.backbones import LightningDiT
 from genflow.codecs import Identity
 from genflow.conversion.drifting import from_jax
-from genflow.conversion.drifting_release import generator_arguments
+from genflow.conversion.drifting_release import encoder_arguments, generator_arguments
 from genflow.feature_encoders import LatentMAE
 from genflow.field_estimators import DriftingField
 from genflow.guidance import NegativeMixing
@@ -73,18 +73,8 @@ def step():
     backbone = LightningDiT(**generator_arguments(shape))
     backbone.load_state_dict(generator)
     shape, _, encoder_state, _ = read(config["mae_params_from"])
-    features = config["activation_kwargs"]
-    encoder = LatentMAE(
-        shape["in_channels"],
-        arrays["samples"].shape[-1],
-        shape["base_channels"],
-        tuple(shape["layers"]),
-        shape["input_patch_size"],
-        shape["num_classes"],
-        windows=tuple(features["patch_mean_size"]),
-        pooled=features["use_mean"],
-        block_interval=features["every_k_block"],
-    )
+    arguments = encoder_arguments({**shape, "activation_kwargs": config["activation_kwargs"]})
+    encoder = LatentMAE(image_size=arrays["samples"].shape[-1], **arguments)
     own = encoder.state_dict()
     encoder.load_state_dict({name: value for name, value in encoder_state.items() if name in own})
     method = Drifting(

@@ -212,7 +212,7 @@ def test_resume_is_exact_with_muon_and_three_averages(run, tmp_path):
     half = tmp_path / "half"
     train(RECIPE, [*RUN, "train_cfg.max_iters=4"], None, TrainOptions(half, str(run / "checkpoints/step_00000002.pt")))
     names = sorted(path.name for path in run.glob("*.safetensors"))
-    assert len(names) == 3 and names == sorted(path.name for path in half.glob("*.safetensors"))
+    assert len(names) == 4 and names == sorted(path.name for path in half.glob("*.safetensors"))
     for name in names:
         ours, expected = read_weights(half / name), read_weights(run / name)
         assert all(ours[key].equal(expected[key]) for key in expected)

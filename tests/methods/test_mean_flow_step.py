@@ -16,7 +16,9 @@ from genflow.config.sections import TrainSection
 from genflow.draws import Draws
 from genflow.engine.layers import apply_layer_settings
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
+from genflow.engine.signals import StopRequest
 from genflow.engine.train import TrainOptions, train
+from genflow.engine.watchdog import Watchdog
 from genflow.errors import UserError
 from genflow.feature_encoders import ConvNet
 from genflow.field_estimators import AverageVelocity
@@ -222,6 +224,7 @@ class Runner:
 
     def __init__(self, model):
         self.model = model
+        self.stop, self.watchdog = StopRequest(), Watchdog(600)
         self.optim_wrapper = AutocastOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), "float32", None)
 
 

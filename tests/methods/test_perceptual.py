@@ -150,7 +150,8 @@ def test_a_recipe_fills_the_slot():
     assert torch.allclose(found["features"], 0.4 * AdaptiveWeighting(FeatureDistance(encoder))(*cropped))
     assert torch.allclose(found["pixels"], SquaredError()(*cropped))
     assert build(None)[0] is None
-    assert build({"terms": {}})[0].crop == 224 and build({"terms": {}, "crop": None})[0].crop is None
+    terms = SECTION["terms"]
+    assert build({"terms": terms})[0].crop == 224 and build({"terms": terms, "crop": None})[0].crop is None
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,7 @@ def test_a_recipe_fills_the_slot():
     [
         ({"crop": 0}, "crop: found 0, expected an integer of at least 1 or null"),
         ({"corp": 8}, "corp: unknown key; nearest match: 'crop'"),
+        ({"terms": {}}, "terms: found {}, expected a mapping that is not empty"),
         ({"terms": {"a": {"weight": 1.0}}}, "terms.a.loss: missing, model.perceptual.terms.a needs it (a loss)"),
         ({"terms": {"a": {"loss": "$x", "weight": -1}}}, "terms.a.weight: found -1, expected a number of at least 0"),
     ],
