@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
+class RepeatedError(UserError):
+    """A mistake that the main process reports; the others end with the same exit code and say nothing."""
+
+
 def nearest(word: object, candidates: Iterable[object]) -> str:
     """Return ``"; nearest match: 'x'"`` for the candidate closest to ``word``, or an empty string."""
     names = {str(name).casefold(): str(name) for name in candidates}
@@ -28,6 +32,12 @@ def shown(value: object) -> str:
     """``value`` as messages show it, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def kind_of(value: object) -> str:
+    """What sort of value a recipe has there, in words."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
+    return names.get(type(value), f"{type(value).__name__} {shown(value)}")
 
 
 def reason(error: Exception) -> str:

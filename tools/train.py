@@ -1,9 +1,12 @@
 """Train a recipe."""
 
+import signal
 import sys
 from pathlib import Path
 
-from genflow.cli.parser import Parser, run_tool
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
+
+from genflow.cli.parser import Parser, run_tool  # noqa: E402
 
 
 def main() -> None:
@@ -17,20 +20,35 @@ def main() -> None:
         "--resume", nargs="?", const="auto", metavar="CKPT", help="continue from the newest checkpoint, or from CKPT"
     )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    parser.add_argument(
+        "--allow-change", action="store_true", help="resume with other data, batch size, noise or seed than before"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["auto", "none", "pytorch", "slurm"],
+        default="auto",
+        help="what started the processes (default: auto, by the variables that torchrun and srun set)",
+    )
     parser.add_argument("--seed", type=int, help="override the recipe's seed")
     arguments = parser.parse_args()
 
+    from genflow.engine.distributed import launched_rank
     from genflow.engine.loop import TrainingDiverged
+    from genflow.engine.signals import TrainingStopped
     from genflow.engine.train import TrainOptions, train
 
-    options = TrainOptions(arguments.work_dir, arguments.resume, arguments.launcher)
+    options = TrainOptions(arguments.work_dir, arguments.resume, arguments.launcher, arguments.allow_change)
     try:
         work_dir = train(arguments.recipe, arguments.cfg_options, arguments.seed, options)
     except TrainingDiverged as error:
-        print(f"training stopped at {error}", file=sys.stderr)
+        if launched_rank() == 0:
+            print(f"training stopped at {error}", file=sys.stderr)
         sys.exit(1)
-    if options.launcher == "none":
+    except TrainingStopped as error:
+        if launched_rank() == 0:
+            print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    if launched_rank() == 0:
         pictures = sorted((work_dir / "samples").glob("*.png"))
         print(f"samples: {pictures[-1]}" if pictures else f"trained: {work_dir}")
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from genflow.config.sections import TrainSection
+from genflow.engine.memory import telling_what_saves_memory
+from genflow.engine.signals import TrainingStopped
+from genflow.engine.watchdog import BACKWARD, FORWARD, UPDATING, WAITING
 from genflow.methods.base import Method
 
 
@@ -95,6 +99,7 @@ class UpdateLoop(BaseLoop):
         self.iter = 0
         self.epoch, self.max_epochs = 0, 1  # mmengine's hooks ask; the loop has no epochs
         self.stop_training = False
+        self.asked_to_stop = False
 
     @property
     def max_iters(self) -> int:
@@ -102,19 +107,29 @@ class UpdateLoop(BaseLoop):
         return self._max_iters
 
     def run(self) -> nn.Module:
-        """Train; hooks see ``runner.iter``, the number of the update at hand, from 0."""
+        """Train; hooks see ``runner.iter``, the number of the update at hand, from 0.
+
+        Raises:
+            TrainingStopped: after an update, when a signal has come to any process.
+            UserError: out of memory.
+        """
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
         batches = iter(self.dataloader)
         while self.iter < self._max_iters and not self.stop_training:
-            batch = next(batches)
-            seed_step(self.seed, self.iter)
-            runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
-            values = self.update(batch)
+            runner.watchdog.note(self.iter, WAITING)
+            with telling_what_saves_memory(runner.batch_size, self.micro_batches):
+                batch = next(batches)
+                seed_step(self.seed, self.iter)
+                runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
+                values = self.update(batch)
+            runner.watchdog.pause()
             runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=values)
             self.iter += 1
+            if self.asked_to_stop and self.iter < self._max_iters:
+                raise TrainingStopped(runner.stop.number or signal.SIGTERM)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
@@ -138,15 +153,24 @@ class UpdateLoop(BaseLoop):
         sums: dict[str, Tensor] = {}
         for part in parts:
             share = len(part["labels"]) / count
+            self.runner.watchdog.note(self.iter, FORWARD)
             with optimizer.optim_context(model):
                 terms = model(**part, **statistics)
+            self.runner.watchdog.note(self.iter, BACKWARD)
             optimizer.backward(terms["loss"] * share)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
         norm = optimizer.gradient_norm()
-        means = torch.stack([*sums.values()])
+        # A signal may reach one process only; all have to end after the same update.
+        stop = norm.new_tensor(float(self.runner.stop.number > 0), dtype=torch.float32)
+        means = torch.stack([*sums.values(), stop])
         all_reduce(means, op="mean")
-        values = dict(zip([*sums, "grad_norm"], torch.cat([means, norm.float().view(1)]).tolist(), strict=True))
+        self.runner.watchdog.note(self.iter, UPDATING)
+        *figures, stop, norm_value = torch.cat([means, norm.float().view(1)]).tolist()
+        self.asked_to_stop = stop > 0
+        named = dict(zip(sums, figures, strict=True))
+        first = {name: named[name] for name in method.progress if name in named}
+        values = {**first, **named, "grad_norm": norm_value}
         if not all(map(math.isfinite, values.values())):
             with optimizer.optim_context(method):
                 diagnosis = method.diagnose(parts, statistics)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genflow.ranges import NotNegative, Share, Size
+from genflow.ranges import Betas, DepthOrNone, Share, Size
 from genflow.registry import OPTIMIZERS
 
 #: Coefficients of the quintic Newton-Schulz iteration.
@@ -45,9 +45,9 @@ class Muon(torch.optim.Optimizer):
         params: Iterable[Any],
         lr: Size = 1e-3,
         momentum: Share = 0.95,
-        betas: tuple[Share, Share] = (0.9, 0.95),
+        betas: Betas = (0.9, 0.95),
         eps: Size = 1e-8,
-        newton_schulz_steps: NotNegative = 5,
+        newton_schulz_steps: DepthOrNone = 5,
         newton_schulz_precision: Precision = "float32",
     ):
         if 1 in (momentum, *betas):

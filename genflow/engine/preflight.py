@@ -4,20 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size, is_main_process
 
-from genflow.analysis.description import build_on_meta, count_recipe
+from genflow.analysis.description import build_on_meta, cost_or_reason
 from genflow.analysis.flops import GeneratorCost
 from genflow.codecs.base import Codec
 from genflow.config.comparison import first_difference
 from genflow.config.graph import ComponentGraph
 from genflow.config.sections import LoaderSection
-from genflow.engine.checkpoint import find_checkpoints
+from genflow.engine.checkpoint import find_checkpoints, newest_readable
+from genflow.engine.rehearsal import rehearse
+from genflow.engine.sizes import check_loader, check_memory
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators.base import FieldEstimator
+from genflow.inference.editing import pixel_shape
 from genflow.methods.base import Method
-from genflow.runs.folder import RunFolder, open_run
+from genflow.runs.folder import RAW, RunFolder, open_run
 from genflow.weights import read_checkpoint
 
 AUTO = "auto"
@@ -29,33 +33,31 @@ class Checked:
 
     Args:
         data: the recipe's training data.
-        cost: of the generator; None where none is trained.
-        checkpoint: the checkpoint to go on from; None to start.
+        cost: of the generator, or why it is not counted; None where none is trained.
     """
 
     data: LoaderSection
-    cost: GeneratorCost | None
-    checkpoint: Path | None
+    cost: GeneratorCost | str | None
 
 
-def check(graph: ComponentGraph, folder: RunFolder, resume: str | None) -> Checked:
-    """See that a recipe can be trained in ``folder``, before a prerequisite trains for hours.
-
-    Args:
-        graph: the recipe.
-        folder: its run folder.
-        resume: see :class:`genflow.engine.train.TrainOptions`.
+def check(graph: ComponentGraph) -> Checked:
+    """See that a recipe can be trained, before a prerequisite trains for hours.
 
     Raises:
-        UserError: a section is missing, the model does not fit the data or lacks weights that training needs, or the
-            folder holds another run.
+        UserError: a section is missing, the model does not fit the data or lacks weights that training needs.
     """
     for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if graph.recipe.arguments[name] is None:
             raise UserError(f"{graph.source}: {name}: missing, training needs it")
+    if RAW in graph.section("ema"):
+        raise UserError(f"{graph.source}: ema.{RAW}: this is what the weights themselves are called, take another name")
+    check_loader(graph)
     data: LoaderSection = graph.section("train_dataloader")
-    method: Method = build_on_meta(graph)
-    _check_data(graph.source, method, data)
+    objects: dict[str, Any] = {}
+    method: Method = build_on_meta(graph, objects)
+    check_memory(graph, method, data, objects)
+    _check_data(graph, method, data)
+    _check_evaluation(graph, method)
     for module in method.modules():
         if isinstance(module, FieldEstimator) and module.keeps_graph and graph.section("train_cfg").checkpointing:
             name = type(module).__name__
@@ -66,12 +68,28 @@ def check(graph: ComponentGraph, folder: RunFolder, resume: str | None) -> Check
         if isinstance(module, FeatureEncoder) and not module.has_weights:
             name = type(module).__name__
             raise UserError(f"{graph.source}: the encoder {name} has no weights: {module.weights_hint}")
-    cost = None if method.generator is None else count_recipe(graph)
-    return Checked(data, cost, find_resume(folder, resume))
+    cost = None if method.generator is None else cost_or_reason(graph)
+    if isinstance(cost, str):  # nothing that is trained depends on it
+        say(f"warning: not counted: {cost}")
+    rehearse(graph, method, data, objects, cost.generator_macs if isinstance(cost, GeneratorCost) else 0)
+    return Checked(data, cost)
 
 
-def _check_data(source: str, method: Method, data: LoaderSection) -> None:
-    dataset: Any = data.dataset
+def check_untrained(graph: ComponentGraph, folder: RunFolder) -> None:
+    """As :func:`check` for every prerequisite that will be trained, before the first of them is.
+
+    Raises:
+        UserError: as :func:`check`.
+    """
+    for prerequisite in graph.prerequisites.values():
+        run = RunFolder(prerequisite.folder(folder.path))
+        if not run.is_complete:
+            check(prerequisite.graph)
+            check_untrained(prerequisite.graph, run)
+
+
+def _check_data(graph: ComponentGraph, method: Method, data: LoaderSection) -> None:
+    dataset, source = data.dataset, graph.source
     if method.feed is not None:
         try:
             method.feed.check(data.batch_size, get_world_size())
@@ -79,16 +97,38 @@ def _check_data(source: str, method: Method, data: LoaderSection) -> None:
             raise UserError(f"{source}: {error}") from None
     where = f"{source}: train_dataloader.dataset"
     if dataset.image_shape != method.image_shape:
-        raise UserError(f"{where}: its images are {dataset.image_shape}, the model takes {method.image_shape}")
+        _, height, width = dataset.image_shape
+        why = "" if height == width else "; backbones take squares, their positions and windows have one side"
+        raise UserError(f"{where}: its images are {dataset.image_shape}, the model takes {method.image_shape}{why}")
     if method.num_classes not in (0, dataset.num_classes):
         raise UserError(f"{where}: it has {dataset.num_classes} classes, the model {method.num_classes}")
+    codec = graph.build_argument("codec")  # the method's is on the meta device
+    if isinstance(codec, Codec):
+        try:
+            dataset.check_codec(codec.description, codec.normalize)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+def _check_evaluation(graph: ComponentGraph, method: Method) -> None:
+    evaluator, generator = graph.section("evaluation"), method.generator
+    if generator is None:
+        return
+    where = "default_hooks.samples"
+    try:
+        generator.condition(torch.zeros(1, dtype=torch.int64), graph.section("default_hooks").samples.guidance)
+        where = "evaluation"
+        if evaluator is not None:
+            evaluator.check(generator.num_classes, pixel_shape(generator.codec))
+    except UserError as error:
+        raise UserError(f"{graph.source}: {where}: {error}") from None
 
 
 def find_resume(folder: RunFolder, resume: str | None) -> Path | None:
-    """The checkpoint to start from, readable.
+    """The checkpoint to start from, readable; with ``auto`` the newest that is, and a warning for those passed over.
 
     Raises:
-        UserError: the folder holds a run that would be overwritten, or the checkpoint is damaged.
+        UserError: the folder holds a run that would be overwritten, or the checkpoint, or every one, is damaged.
     """
     found = find_checkpoints(folder.path)
     finished = folder.weights_file().exists()
@@ -98,14 +138,14 @@ def find_resume(folder: RunFolder, resume: str | None) -> Path | None:
     if resume == AUTO:
         if finished and not found:
             raise UserError(f"{folder}: is finished and has no checkpoint to go on from; pass another --work-dir")
-        checkpoint = found[-1] if found else None
+        checkpoint = newest_readable(folder.path)
     else:
         checkpoint = None if resume is None else Path(resume)
         if checkpoint is not None and holds_run and checkpoint.resolve().parent.parent != folder.path.resolve():
             raise UserError(f"{folder}: holds another run than {checkpoint}; pass another --work-dir")
-    if checkpoint is not None:
+    if resume not in (None, AUTO):
         read_checkpoint(checkpoint)
-    elif resume == AUTO and holds_run:
+    elif resume == AUTO and holds_run and checkpoint is None:
         say(f"{folder}: has no checkpoint yet, starting from the beginning")
     return checkpoint
 

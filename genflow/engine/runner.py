@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
@@ -16,6 +17,8 @@ from genflow.engine.averages import WeightAverage
 from genflow.engine.checkpoint import TrainingState
 from genflow.engine.distributed import training_device
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
+from genflow.engine.signals import StopRequest
+from genflow.engine.watchdog import Watchdog
 from genflow.methods.base import Method
 
 
@@ -44,6 +47,8 @@ class Runner(MMEngineRunner):
     ):
         self.state = state
         self.section = section
+        self.stop = StopRequest()
+        self.watchdog = Watchdog(section.stall_seconds)
         self.batch_size: int = loader.batch_sampler.global_batch
         super().__init__(
             model=state.method,
@@ -99,6 +104,13 @@ class Runner(MMEngineRunner):
 
     def _init_model_weights(self) -> None:
         """Weights are initialised by the components' constructors."""
+
+    def build_logger(self, *arguments: Any, **options: Any) -> MMLogger:
+        """mmengine's, which says nothing if its own file cannot be written: the next file of the run will."""
+        logger = super().build_logger(*arguments, **options)
+        for handler in logger.handlers:
+            handler.handleError = lambda record: None  # logging's prints a traceback for every line
+        return logger
 
     def _log_env(self, env_cfg: dict) -> None:
         """One line in the place of mmengine's page."""

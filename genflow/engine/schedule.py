@@ -4,8 +4,25 @@ import math
 from typing import Any, Literal
 
 from mmengine.optim import _ParamScheduler
+from torch.optim import Optimizer
 
+from genflow.config.graph import ComponentGraph
+from genflow.ranges import NotNegative, Positive, Size
 from genflow.registry import PARAM_SCHEDULERS
+
+
+def build_schedulers(graph: ComponentGraph, optimizer: Optimizer) -> list[_ParamScheduler]:
+    """The schedules of a recipe; what it does not say of a schedule's end or unit is that of training.
+
+    Raises:
+        UserError: one refuses its arguments.
+    """
+    schedulers = []
+    for scheduler in graph.section("param_scheduler"):
+        scheduler.fill("total_iters", graph.section("train_cfg").max_iters)
+        scheduler.fill("by_epoch", False)
+        schedulers.append(scheduler(optimizer))
+    return schedulers
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -27,11 +44,11 @@ class WarmupLR(_ParamScheduler):
     def __init__(
         self,
         optimizer,
-        warmup_iters: int,
+        warmup_iters: NotNegative,
         decay: Literal["cosine", "constant"] = "cosine",
-        minimum: float = 1e-6,
-        total_iters: int | None = None,
-        start: float | None = None,
+        minimum: Size = 1e-6,
+        total_iters: Positive | None = None,
+        start: Size | None = None,
     ):
         if decay == "cosine" and total_iters is None:
             raise ValueError("a cosine needs total_iters")

@@ -1,9 +1,10 @@
 """Train a recipe: prerequisites first, then a run folder that holds the artifact."""
 
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,27 @@ import torch
 from mmengine.dist import barrier, get_dist_info, is_main_process
 from rich.progress import track
 
-from genflow.analysis.description import summarize
+from genflow.analysis.description import figures, summarize
 from genflow.analysis.flops import GeneratorCost
 from genflow.config.graph import ComponentGraph
+from genflow.config.imports import Imports
+from genflow.config.recipe import load_recipe
 from genflow.data.stream import build_loader
 from genflow.engine.averages import WeightAverage, swapped
 from genflow.engine.checkpoint import TrainingState, set_aside_later
-from genflow.engine.distributed import Launcher, start_process_group, training_device
+from genflow.engine.distributed import Launcher, agreed, decided, find_launcher, start_process_group, training_device
+from genflow.engine.fine_tuning import start_from
 from genflow.engine.layers import apply_layer_settings
+from genflow.engine.lock import working_in
 from genflow.engine.optimizer import build_optimizer
-from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, say
-from genflow.errors import UserError
+from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, check_untrained, find_resume, say
+from genflow.engine.resume import given_file, resumed_recipe, write_given
+from genflow.engine.schedule import build_schedulers
+from genflow.engine.signals import TrainingStopped, stop_requests
+from genflow.errors import RepeatedError, UserError
 from genflow.methods.base import Method
 from genflow.runs.evaluate import evaluate_run, format_report
-from genflow.runs.folder import Run, RunFolder
+from genflow.runs.folder import RAW, Run, RunFolder
 from genflow.weights import read_weights
 
 if TYPE_CHECKING:
@@ -40,12 +48,14 @@ class TrainOptions:
         work_dir: run folder; None takes ``work_dirs/<recipe>``.
         resume: ``auto`` continues from the newest checkpoint if there is one; a path from that one; None
             refuses a folder that holds a run.
-        launcher: what started the processes.
+        launcher: what started the processes; ``auto`` finds out.
+        allow_change: whether a resumed run may change what it cannot change and go on exactly.
     """
 
     work_dir: Path | None = None
     resume: str | None = None
-    launcher: Launcher = "none"
+    launcher: Launcher = "auto"
+    allow_change: bool = False
 
 
 def train(
@@ -56,33 +66,87 @@ def train(
 ) -> Path:
     """Train the recipe in ``path``, after any missing prerequisite; returns the run folder.
 
+    A resumed run goes on with its own recipe, over which is laid what changed in ``path`` since it was started, and
+    what is given now.
+
     Raises:
         UserError: the recipe, the data or the run folder is not right; nothing has been written.
         TrainingDiverged: see :class:`genflow.engine.loop.TrainingDiverged`.
+        TrainingStopped: see :class:`genflow.engine.signals.TrainingStopped`.
     """
-    graph = ComponentGraph.load(path, overrides, seed)
+    launcher = find_launcher(options.launcher)
+    options = replace(options, launcher=launcher)
     folder = RunFolder(options.work_dir or Path("work_dirs") / Path(path).stem)
-    start_process_group(options.launcher)
-    _train(graph, folder, options)
-    if options.launcher != "none":  # not after an error: the others may still wait in a collective call
-        torch.distributed.destroy_process_group()
+    start_process_group(launcher)
+    try:
+        given, graph = _load(path, overrides, seed, folder, options)
+        with working_in(folder):
+            _train(graph, folder, options, given)
+    except (RepeatedError, TrainingStopped):
+        _leave(launcher)
+        raise
+    _leave(launcher)  # not after another error: the others may still wait in a collective call
     return folder.path
 
 
-def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions) -> None:
-    checked = check(graph, folder, options.resume)
+def _leave(launcher: Launcher) -> None:
+    if launcher != "none" and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _load(
+    path: str | Path,
+    overrides: list[str] | Mapping[str, Any] | None,
+    seed: int | None,
+    folder: RunFolder,
+    options: TrainOptions,
+) -> tuple[dict[str, Any], ComponentGraph]:
+    """The recipe file as it is, and the recipe that is trained."""
+
+    def resumes() -> bool:
+        folder.check_own()
+        return options.resume is not None and folder.recipe_file.is_file()
+
+    if not decided(resumes):
+        return agreed(lambda: (load_recipe(path), ComponentGraph.load(path, overrides, seed, Imports.own(path))))
+
+    def imports(given: Mapping[str, Any]) -> Imports:
+        return Imports.resumed(path, given, overrides or {})
+
+    def resumed() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        given = load_recipe(path)
+        imports(given).take(given, str(path))  # its own components say which overrides are text
+        return given, *resumed_recipe(folder, given, overrides or {}, seed, options.allow_change)
+
+    given, recipe, lines = decided(resumed)
+    for line in lines:
+        say(f"resume: {line}")
+    return given, agreed(lambda: ComponentGraph.from_recipe(recipe, str(path), imports(given)))
+
+
+def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, given: Mapping[str, Any]) -> None:
+    checked = agreed(lambda: check(graph))
+    checkpoint = decided(lambda: find_resume(folder, options.resume))
+    for note in checked.data.dataset.notes:
+        say(f"data: {note}")
     prerequisites = _train_prerequisites(graph, folder, options)
     method = _build_method(graph, prerequisites)
-    runner = _build_runner(graph, folder, method, checked, options)
+    if checkpoint is None and graph.section("init_from") is not None:
+        for line in agreed(lambda: start_from(method, graph.section("init_from"))):
+            say(line)
+    runner = _build_runner(graph, folder, method, checked, checkpoint, options)
     if is_main_process():
+        set_aside_later(folder.path, runner.state.step)  # first: it may make room on a full disk
         folder.write_recipe(graph)
+        if runner.state.step == 0 or not given_file(folder).exists():
+            write_given(folder, given)
+        if checked.data.dataset.class_names:
+            folder.write_metrics({"class_names": list(checked.data.dataset.class_names)})
         for name, run in prerequisites.items():
             folder.keep_prerequisite(name, run)
-        set_aside_later(folder.path, runner.state.step)
-    updates = runner.max_iters - runner.state.step
     seconds = _run(runner)
     if is_main_process():
-        _finish(graph, folder, runner, checked.cost, updates, seconds)
+        _finish(graph, folder, runner, checked.cost, seconds)
     barrier()
 
 
@@ -92,18 +156,25 @@ def _train_prerequisites(graph: ComponentGraph, folder: RunFolder, options: Trai
     Raises:
         UserError: two runs would share a folder, or an artifact was trained with another recipe.
     """
+    agreed(lambda: check_untrained(graph, folder))
     runs: dict[str, RunFolder] = {}
     for name, prerequisite in graph.prerequisites.items():
         run, where = RunFolder(prerequisite.folder(folder.path)), f"{graph.source}: prerequisites.{name}"
         if run.path.resolve() in {other.path.resolve() for other in (folder, *runs.values())}:
             raise UserError(f"{where}: its run folder {run} is that of another run too")
         runs[name] = run
-        if run.is_complete:
-            check_prerequisite(run, prerequisite.graph, where)
-            say(f"prerequisite '{name}': using {run}")
-            continue
-        say(f"prerequisite '{name}': {run} holds no finished run, training {prerequisite.name} first")
-        _train(prerequisite.graph, run, TrainOptions(run.path, AUTO, options.launcher))
+        if not decided(lambda run=run: run.is_complete):
+            # Two runs may need it at once: the second one finds it finished.
+            with working_in(run, wait=True):
+                if not decided(lambda run=run: run.is_complete):
+                    say(f"prerequisite '{name}': {run} holds no finished run, training {prerequisite.name} first")
+                    own = replace(options, work_dir=run.path, resume=AUTO, allow_change=False)
+                    _train(prerequisite.graph, run, own, prerequisite.graph.plain)
+                    continue
+        decided(lambda run=run, own=prerequisite.graph, where=where: check_prerequisite(run, own, where))
+        say(f"prerequisite '{name}': using {run}")
+        finished = Run(run.path, prerequisite.graph)
+        decided(lambda finished=finished: _evaluate_if_killed(finished))
     return runs
 
 
@@ -128,7 +199,12 @@ def _build_method(graph: ComponentGraph, prerequisites: Mapping[str, RunFolder])
 
 
 def _build_runner(
-    graph: ComponentGraph, folder: RunFolder, method: Method, checked: Checked, options: TrainOptions
+    graph: ComponentGraph,
+    folder: RunFolder,
+    method: Method,
+    checked: Checked,
+    checkpoint: Path | None,
+    options: TrainOptions,
 ) -> "Runner":
     """The runner at the update where training starts or goes on."""
     # mmengine's runner loads slowly and imports OpenCV; a mistake in a recipe shows before that.
@@ -143,19 +219,16 @@ def _build_runner(
     section, optim, seed = graph.section("train_cfg"), graph.section("optim_wrapper"), graph.section("seed")
     apply_layer_settings(method, section)
     optimizer = AutocastOptimWrapper(build_optimizer(optim, method), optim.precision, optim.clip_grad_norm)
-    schedulers = []
-    for scheduler in graph.section("param_scheduler"):
-        scheduler.fill("total_iters", section.max_iters)
-        scheduler.fill("by_epoch", False)
-        schedulers.append(scheduler(optimizer.optimizer))
+    schedulers = build_schedulers(graph, optimizer.optimizer)
     parameters = method.trained_parameters()
     averages = {name: WeightAverage(parameters, rule) for name, rule in graph.section("ema").items()}
-    state = TrainingState(seed, method, optimizer.optimizer, schedulers, averages)
-    if checked.checkpoint is not None:
-        state.restore(checked.checkpoint)
+    data = checked.data.dataset.fingerprint()
+    state = TrainingState(seed, method, optimizer.optimizer, schedulers, averages, data=data)
+    if checkpoint is not None:
+        state.restore(checkpoint, options.allow_change)
     if state.step > section.max_iters:
         limit = f"train_cfg.max_iters is {section.max_iters}"
-        raise UserError(f"{checked.checkpoint}: has done {state.step} updates, {limit}")
+        raise UserError(f"{checkpoint}: has done {state.step} updates, {limit}")
     rank, size = get_dist_info()
     sharing = {"rank": rank, "world_size": size, "num_workers": checked.data.num_workers}
     loader_from = partial(build_loader, checked.data.dataset, checked.data.batch_size, seed, **sharing)
@@ -185,56 +258,76 @@ def _run(runner: "Runner") -> float:
     """Train; returns the seconds that it took.
 
     Raises:
-        TrainingDiverged: after the last good state was saved.
+        TrainingDiverged, TrainingStopped: after the last good state was saved.
     """
     from genflow.engine.loop import TrainingDiverged
 
     began = time.perf_counter()
     try:
-        runner.train()
+        with stop_requests(runner.stop), runner.watchdog:
+            runner.train()
     except TrainingDiverged as error:
-        kept = runner.save_training_state(runner.iter)
-        barrier()  # the first process to leave ends the others, which must not meet the writer
-        raise TrainingDiverged(f"{error}; the state before it: {kept}") from None
+        raise TrainingDiverged(f"{error}; the state before it: {_save(runner)}") from None
+    except TrainingStopped as error:
+        kept = f"stopped by {signal.Signals(error.number).name} after update {runner.iter}: {_save(runner)}"
+        raise TrainingStopped(error.number, f"{kept}; --resume goes on") from None
     return time.perf_counter() - began
+
+
+def _save(runner: "Runner") -> Path:
+    """Save the present state, in all processes."""
+    kept = runner.save_training_state(runner.iter)
+    barrier()  # the first process to leave ends the others, which must not meet the writer
+    return kept
 
 
 def _finish(
     graph: ComponentGraph,
     folder: RunFolder,
     runner: "Runner",
-    cost: GeneratorCost | None,
-    updates: int,
+    cost: GeneratorCost | str | None,
     seconds: float,
 ) -> None:
-    """Write the trained weights (every average), metrics and, if the recipe says how, evaluate."""
-    method, weights = runner.method.eval(), runner.method.trained_parameters()
-    exported = runner.exported_average
-    for name, average in runner.state.averages.items():
-        if average is not exported:
-            with swapped(weights, average):
-                folder.write_artifact(graph, method, name)
-    with swapped(weights, exported):
-        folder.write_artifact(graph, method)
+    """Write metrics, the trained weights (every average, and as they are) and, if the recipe says how, evaluate."""
     metrics: dict[str, Any] = {
         "updates": runner.max_iters,
         "images": runner.max_iters * runner.batch_size,
         "seed": runner.state.seed,
     }
     if cost is not None:
-        metrics["generator"] = {key: value for key, value in asdict(cost).items() if key != "by_component"}
-    if updates:
+        metrics["generator"] = figures(cost)
+    if runner.state.timed_updates:  # checkpoints of before have no times
         metrics["training"] = {
-            "seconds_since_start_or_resume": round(seconds, 1),
-            "updates_since_start_or_resume": updates,
+            "seconds": round(runner.state.seconds, 1),
+            "updates": runner.state.timed_updates,
             "torch": torch.__version__,
             "device": str(training_device()),
         }
     folder.write_metrics(metrics)
-    if graph.recipe.arguments["evaluation"] is not None:
-        try:
-            report = evaluate_run(Run(folder.path, graph), device=training_device())
-            runner.logger.info("evaluation\n" + format_report(report))
-        except UserError as error:  # the run itself is complete
-            runner.logger.warning(f"not evaluated: {error}")
+    # The exported weights come last: with them the run is complete.
+    method, weights, exported = runner.method.eval(), runner.method.trained_parameters(), runner.exported_average
+    for name, average in {**runner.state.averages, RAW: None}.items():
+        if average is not exported:
+            with swapped(weights, average):
+                folder.write_artifact(graph, method, name)
+    with swapped(weights, exported):
+        folder.write_artifact(graph, method)
+    _evaluate(Run(folder.path, graph), runner.logger.info)
     runner.logger.info(f"finished in {seconds:.0f} s: {folder}")
+
+
+def _evaluate(run: Run, tell: Callable[[str], None]) -> None:
+    """Evaluate a run if its recipe says how; it is complete without."""
+    if run.graph.recipe.arguments["evaluation"] is None:
+        return
+    try:
+        tell("evaluation\n" + format_report(evaluate_run(run, device=training_device())))
+    except UserError as error:
+        tell(f"not evaluated: {error}")
+
+
+def _evaluate_if_killed(run: Run) -> None:
+    """Evaluate a prerequisite if its training ended before its own recipe's evaluation did."""
+    own = load_recipe(run.recipe_file).get("evaluation")
+    if run.checkpoints and "evaluation" not in run.metrics and own == run.graph.plain.get("evaluation"):
+        _evaluate(run, say)

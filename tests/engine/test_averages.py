@@ -55,6 +55,17 @@ def test_half_life_counts_images_not_updates():
         assert average.values["w"].item() == pytest.approx(0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rule", [{"decay": 0.9}, {"half_life": 300, "ramp_up": None}, {"half_life": 300, "ramp_up": 2.0}], ids=str
+)
+def test_share_of_the_initial_weights(rule):
+    average = WeightAverage({"w": torch.ones(1)}, AverageSection(**rule))
+    for step in range(1, 21):
+        average.update({"w": torch.zeros(1)}, images=step * 10, batch_size=10)
+    assert average.values["w"].item() == pytest.approx(average.initial_share(20, batch_size=10), rel=1e-5)
+    assert average.initial_share(0, batch_size=10) == 1
+
+
 def test_averages_are_float32_and_copies():
     weight = torch.ones(2, dtype=torch.bfloat16)
     average = WeightAverage({"w": weight}, AverageSection(decay=0.5))

@@ -13,6 +13,8 @@ from genflow.draws import Draws
 from genflow.engine.averages import WeightAverage
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.schedule import WarmupLR
+from genflow.engine.signals import StopRequest
+from genflow.engine.watchdog import Watchdog
 from genflow.methods.base import Method
 
 ARCHIVE = np.load(Path(__file__).parents[1] / "golden" / "drifting" / "optimizer.npz", allow_pickle=False)
@@ -73,7 +75,7 @@ def test_updates():
     schedule = schedule_of(optimizer, settings)
     weights = dict(model.named_parameters())
     average = WeightAverage(weights, AverageSection(decay=settings["ema_decay"]))
-    runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, stop=StopRequest(), watchdog=Watchdog(600))
     loop = UpdateLoop(runner, torch.utils.data.DataLoader([0]), TrainSection(8), seed=0)
     norms = ARCHIVE["traj/grad_global_norm"]
     assert (norms > settings["max_grad_norm"]).any() and (norms < settings["max_grad_norm"]).any()

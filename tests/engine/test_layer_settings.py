@@ -19,7 +19,6 @@ from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.field_estimators import AverageVelocity
 from genflow.registry import BACKBONES, FLOW_TEACHERS
-from genflow.runs.folder import RunFolder
 from genflow.time_samplers.base import Times
 from genflow.weights import read_weights
 
@@ -176,4 +175,4 @@ def test_a_derivative_with_its_graph_is_refused_beside_checkpoints():
     recipe = Path(__file__).parents[2] / "recipes" / "pmf_digits.yaml"
     graph = ComponentGraph.load(recipe, ["train_cfg.checkpointing=true", "model.field.derivative=with_graph"])
     with pytest.raises(UserError, match=r"train_cfg.checkpointing: not with this AverageVelocity, which keeps a graph"):
-        check(graph, RunFolder("nowhere"), None)
+        check(graph)

@@ -9,6 +9,8 @@ import torch
 from genflow.config.sections import TrainSection
 from genflow.draws import Draws
 from genflow.engine.loop import AutocastOptimWrapper, TrainingDiverged, UpdateLoop, seed_step
+from genflow.engine.signals import StopRequest
+from genflow.engine.watchdog import Watchdog
 from genflow.methods.base import Method
 
 
@@ -34,6 +36,7 @@ class Runner:
 
     def __init__(self, model, precision="float32", clip=None):
         self.model = model
+        self.stop, self.watchdog = StopRequest(), Watchdog(600)
         self.optim_wrapper = AutocastOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), precision, clip)
 
 

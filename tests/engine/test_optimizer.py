@@ -146,5 +146,5 @@ def test_rules_that_mean_nothing_are_refused(tiny_recipe, optimizer, paramwise, 
 
 
 def test_what_the_optimizer_refuses_is_one_line(tiny_recipe):
-    with pytest.raises(UserError, match=r"^recipe: optim_wrapper\.optimizer: Invalid learning rate: -1\.0$"):
-        build(tiny_recipe, {"type": "SGD", "lr": -1})
+    with pytest.raises(UserError, match=r"^recipe: optim_wrapper\.optimizer: Nesterov momentum requires a momentum"):
+        build(tiny_recipe, {"type": "SGD", "lr": 1, "nesterov": True})

@@ -1,12 +1,15 @@
 """Finished runs as prerequisites: taken if they trained what the recipe expects, refused with both values otherwise."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from genflow.config.recipe import dump_yaml
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
-from genflow.runs.folder import open_run
+from genflow.runs.folder import RunFolder, open_run
 from genflow.weights import read_weights
 
 DIGITS = {"image_size": 8, "channels": 1}
@@ -64,6 +67,18 @@ def test_a_run_of_the_same_recipe_is_taken(student, finished_run, capfd):
     expected = read_weights(finished_run / "generator.safetensors")
     teacher = open_run(run).method().teacher.state_dict()
     assert teacher.keys() == expected.keys() and all(torch.equal(teacher[name], expected[name]) for name in expected)
+
+
+def test_a_prerequisite_whose_evaluation_was_killed_is_evaluated(student, finished_run, tmp_path):
+    own = shutil.copytree(finished_run, tmp_path / "teacher")
+    metrics = RunFolder(own).metrics
+    killed = {name: value for name, value in metrics.items() if name != "evaluation"}
+    RunFolder(own).metrics_file.write_text(json.dumps(killed))
+    student(f"prerequisites.teacher.run={own}", f"{TEACHER}.evaluation.per_class=1")  # it had another
+    assert RunFolder(own).metrics == killed
+    shutil.rmtree(tmp_path / "run")
+    student(f"prerequisites.teacher.run={own}")
+    assert RunFolder(own).metrics == metrics
 
 
 def test_a_run_stands_alone_and_can_move(student, tmp_path):

@@ -61,7 +61,7 @@ def test_kill_and_resume_is_exact_to_the_last_bit(uninterrupted, tmp_path):
     # What a kill in the middle of a write leaves behind must not matter.
     with open(work_dir / "scalars.jsonl", "a") as file:
         file.write('{"step": 13, "lo')
-    (work_dir / "checkpoints" / ".step_00000012.pt.x.partial").write_bytes(b"half")
+    (work_dir / "checkpoints" / ".step_00000012.pt.x3_k9fq0.partial").write_bytes(b"half")
 
     subprocess.run(command(work_dir, "--resume"), check=True, capture_output=True)
     assert not list(work_dir.glob("checkpoints/.*.partial"))

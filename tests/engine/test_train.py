@@ -10,6 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from PIL import Image
 
+from genflow.codecs import SDVAE
 from genflow.data.latent_cache import write_latent_cache
 from genflow.engine.distributed import first_node
 from genflow.engine.loop import TrainingDiverged
@@ -106,9 +107,6 @@ def test_custom_hook_runs_every_update(tmp_path):
 def imagenet(tmp_path):
     """A toy latent cache and VAE for the ImageNet recipes: overrides that make these small."""
     diffusers = pytest.importorskip("diffusers")
-    generator = np.random.default_rng(0)
-    moments = generator.random((6, 2, 8, 4, 4), dtype=np.float32)
-    write_latent_cache(tmp_path / "data" / "imagenet256_latents", moments, np.arange(6), {"name": "toy"})
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -118,6 +116,10 @@ def imagenet(tmp_path):
         sample_size=8,
     )
     vae.save_pretrained(tmp_path / "vae")
+    codec = SDVAE(8, str(tmp_path / "vae"))
+    means = codec.latent_mean.numpy() + codec.latent_std.numpy() * np.random.default_rng(0).normal(size=(6, 2, 4, 4, 4))
+    moments = np.concatenate([means, np.full_like(means, 0.1)], axis=2).astype(np.float32)
+    write_latent_cache(tmp_path / "data" / "imagenet256_latents", moments, np.arange(6), codec.description)
     small = {
         "components.codec.image_size": 8,
         "components.codec.weights": str(tmp_path / "vae"),
