@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.config import slots
+from genflow.config.building import few_modules
 from genflow.config.imports import AllowImports, Imports
 from genflow.config.locations import make_absolute
 from genflow.config.recipe import load_recipe
@@ -287,7 +288,8 @@ class ComponentGraph:
         if supplied:
             return Deferred(node, arguments, self.source)
         try:
-            return node.cls(**arguments)
+            with few_modules():
+                return node.cls(**arguments)
         except Exception as error:  # whatever a component raises when it refuses its arguments
             raise UserError(f"{self.source}: {node.path}: {reason(error)}") from error
 

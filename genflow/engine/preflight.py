@@ -14,7 +14,7 @@ from genflow.config.comparison import first_difference
 from genflow.config.graph import ComponentGraph
 from genflow.config.sections import LoaderSection
 from genflow.engine.checkpoint import find_checkpoints, newest_readable
-from genflow.engine.rehearsal import rehearse
+from genflow.engine.rehearsal import MANY_MODULES, rehearse
 from genflow.engine.sizes import check_loader, check_memory
 from genflow.errors import UserError
 from genflow.feature_encoders.base import FeatureEncoder
@@ -68,11 +68,16 @@ def check(graph: ComponentGraph) -> Checked:
         if isinstance(module, FeatureEncoder) and not module.has_weights:
             name = type(module).__name__
             raise UserError(f"{graph.source}: the encoder {name} has no weights: {module.weights_hint}")
-    cost = None if method.generator is None else cost_or_reason(graph)
+    cost = None if method.generator is None else _cost(graph, method)
     if isinstance(cost, str):  # nothing that is trained depends on it
         say(f"warning: not counted: {cost}")
     rehearse(graph, method, data, objects, cost.generator_macs if isinstance(cost, GeneratorCost) else 0)
     return Checked(data, cost)
+
+
+def _cost(graph: ComponentGraph, method: Method) -> GeneratorCost | str:
+    modules = sum(1 for _ in method.modules())
+    return f"it takes minutes for {modules} modules" if modules > MANY_MODULES else cost_or_reason(graph)
 
 
 def check_untrained(graph: ComponentGraph, folder: RunFolder) -> None:

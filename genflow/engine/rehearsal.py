@@ -28,8 +28,8 @@ from genflow.methods.base import Method
 
 #: Parameters of a method that is built with random weights and runs on the CPU; larger ones run on the meta device.
 _SMALL = 20_000_000
-#: Modules of a method that runs at all: thousands take long, on whatever device.
-_FEW = 5000
+#: Modules above which a method takes long to trace or run on any device, and does neither before it trains.
+MANY_MODULES = 2500
 #: Bytes of activations, and multiply-adds, of the rows that run on the CPU.
 _LITTLE, _QUICK = 2 * 10**9, 10**11
 #: How much more time, than for activations, the bytes of a feed's rows take, which go through encoders and all pairs.
@@ -66,7 +66,7 @@ def rehearse(
             except Exception as error:  # whatever a class of others does
                 raise UserError(f"{graph.source}: param_scheduler: {reason(error)}") from error
     graph.section("custom_hooks")
-    if sum(1 for _ in method.modules()) > _FEW:
+    if sum(1 for _ in method.modules()) > MANY_MODULES:
         return
     saved = check_network(graph, method, data)
     if _is_small(method, data, saved, macs) and _feeds(graph, method, data, objects):

@@ -37,7 +37,9 @@ def check_loader(graph: ComponentGraph) -> None:
     Raises:
         UserError: more than four for each core.
     """
-    workers, cores = graph.section("train_dataloader").num_workers, len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    workers = graph.section("train_dataloader").num_workers
     most = _WORKERS_PER_CORE * cores
     if workers > most:
         expected = f"expected at most {most}, {_WORKERS_PER_CORE} for each of this machine's {cores} cores"

@@ -84,7 +84,8 @@ def test_memory_of_weights_and_of_a_run():
     found = memory(run, [module], CPU)
     assert found.weights == 16 * 4 + 8
     if platform.system() == "Linux":
-        assert size <= found.working < 2 * size
+        # A few pages that earlier tests gave back may be resident already.
+        assert 0.98 * size <= found.working < 2 * size
         assert size / 2 < memory(run, [module], CPU).working < 2 * size
         assert memory(lambda: time.sleep(0.01), [], CPU).working < size // 8
 

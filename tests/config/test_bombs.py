@@ -134,6 +134,12 @@ def test_more_workers_than_four_for_a_core(monkeypatch):
     check(ComponentGraph.load(RECIPES / "pmf_digits.yaml", ["train_dataloader.num_workers=8"]))
 
 
+def test_more_modules_than_any_network_has():
+    teacher = "prerequisites.teacher.recipe.model.flow"
+    line = refused("biflow_digits", f"{teacher}.blocks=1000", f"{teacher}.layers=1000")
+    assert line == "prerequisites.teacher.recipe: model.flow: more than 20000 modules; make it less deep"
+
+
 def test_the_memory_of_this_machine():
     assert 10**8 < sizes.machine_memory() < 10**15
 
