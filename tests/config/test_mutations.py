@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-import time
 import warnings
 from pathlib import Path
 
@@ -24,7 +23,7 @@ NAMES = ["biflow_digits", "biflow_digits_perceptual", "drift_digits", "sinkhorn_
 NAMES += ["itarflow_digits", "mae_digits", "classifier_digits"]
 MUTANTS = int(os.environ.get("GENFLOW_MUTANTS", "200"))
 SEED = int(os.environ.get("GENFLOW_MUTATION_SEED", "12"))
-#: Seconds that a mutant may take, and the share of refused ones whose message must name the place.
+#: Seconds of the processor that a mutant may take, and the share of refused ones whose message must name the place.
 LIMIT, NAMED = 10, 0.97
 VALUES = [None, True, False, -1, 0, 1, 2, 3, 7, 1000, 10**6, 10**9, 2**31, 10**20, -0.5, 0.0, 0.5, 1.5, 1e308, 1e-308]
 VALUES += [math.nan, math.inf, "", "text", "1e-3", "$nothing", "$encoder", "../x", "a\nb", [], [1], [1.0, 0.2]]
@@ -98,10 +97,10 @@ def too_long(number, frame):
 
 @pytest.fixture
 def alarm():
-    before = signal.signal(signal.SIGALRM, too_long)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    """Of the processor's seconds, for the machine may have more to do."""
+    before = signal.signal(signal.SIGPROF, too_long)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_mutants_are_refused_in_a_line_that_names_the_place_or_pass(tmp_path, alarm):
@@ -113,18 +112,14 @@ def test_mutants_are_refused_in_a_line_that_names_the_place_or_pass(tmp_path, al
         recipe = recipes[number % len(recipes)]
         mutant, path = mutated(recipe, chance)
         what = f"{NAMES[number % len(recipes)]} {'.'.join(map(str, path))}"
-        began = time.perf_counter()
-        signal.alarm(LIMIT)
+        alarm(LIMIT)
         try:
             message = outcome(mutant, tmp_path)
         except BaseException as error:  # a traceback, or the alarm
             wrong.append(f"{what}: {type(error).__name__}: {error}")
             continue
         finally:
-            signal.alarm(0)
-        seconds = time.perf_counter() - began
-        if seconds > LIMIT / 2:
-            wrong.append(f"{what}: {seconds:.1f} s")
+            alarm(0)
         if message is None:
             continue
         refused += 1
