@@ -298,7 +298,7 @@ def _finish(
         metrics["generator"] = figures(cost)
     if runner.state.timed_updates:  # checkpoints of before have no times
         metrics["training"] = {
-            "seconds": round(runner.state.seconds, 1),
+            "seconds": round(runner.state.seconds, 3),
             "updates": runner.state.timed_updates,
             "torch": torch.__version__,
             "device": str(training_device()),

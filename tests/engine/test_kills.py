@@ -8,41 +8,22 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from tiny_training import start_training
 
 from genflow.weights import read_weights
 
-ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("GENFLOW_KILLS", "4"))
 OPTIONS = [
     "train_cfg.max_iters=12",
-    "train_dataloader.batch_size=8",
     "default_hooks.checkpoint.interval=3",
-    "default_hooks.samples={per_class: 1, interval: 4}",
-    *(f"model.flow.{option}" for option in ("width=16", "head_width=8", "blocks=2", "layers=1")),
+    "default_hooks.samples.interval=4",
     "ema.slow={decay: 0.99}",
     "evaluation.per_class=20",
 ]
-
-
-def start(work_dir, *more, processes=1):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    recipe = ROOT / "recipes" / "itarflow_digits.yaml"
-    command = [*launch, ROOT / "tools" / "train.py", recipe, "--work-dir", work_dir, *more]
-    return subprocess.Popen(
-        [*map(str, command), "--cfg-options", *OPTIONS],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+start = functools.partial(start_training, options=OPTIONS)
 
 
 def finish(process):

@@ -1,36 +1,21 @@
 """Signals end training after the update at hand, with a checkpoint and the exit code that a shell expects."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from tiny_training import start_training, train_command
 
 from genflow.engine.signals import StopRequest, TrainingStopped, stop_requests
 from genflow.weights import read_weights
 
-ROOT = Path(__file__).parents[2]
-OPTIONS = [
-    "train_cfg.max_iters=60",
-    "train_dataloader.batch_size=8",
-    "default_hooks.checkpoint.interval=1000",
-    "default_hooks.samples.per_class=1",
-    *(f"model.flow.{option}" for option in ("width=16", "head_width=8", "blocks=2", "layers=1")),
-    "evaluation=null",
-]
-
-
-def command(work_dir, *more, processes=1):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    recipe = ROOT / "recipes" / "itarflow_digits.yaml"
-    return [*launch, ROOT / "tools" / "train.py", recipe, "--work-dir", work_dir, *more, "--cfg-options", *OPTIONS]
+OPTIONS = ["train_cfg.max_iters=200", "default_hooks.checkpoint.interval=1000", "evaluation=null"]
+command = functools.partial(train_command, options=OPTIONS)
 
 
 def updates(work_dir):
@@ -40,12 +25,7 @@ def updates(work_dir):
 
 def stop(work_dir, number, processes=1):
     """Start a run, send a signal after its second update, and wait; returns exit code and what it said."""
-    process = subprocess.Popen(
-        list(map(str, command(work_dir, processes=processes))),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_training(work_dir, options=OPTIONS, processes=processes)
     deadline = time.monotonic() + 120
     while updates(work_dir) < 2 and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -57,7 +37,7 @@ def stop(work_dir, number, processes=1):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(list(map(str, command(work_dir))), check=True, capture_output=True)
+    subprocess.run(command(work_dir), check=True, capture_output=True)
     return work_dir
 
 
@@ -66,13 +46,13 @@ def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
     work_dir = tmp_path / "run"
     returned, said = stop(work_dir, number)
     done = updates(work_dir)
-    assert returned == code and 2 <= done < 60, said
+    assert returned == code and 2 <= done < 200, said
     checkpoint = work_dir / "checkpoints" / f"step_{done:08d}.pt"
     assert said.splitlines()[-1] == (
         f"stopped by {signal.Signals(number).name} after update {done}: {checkpoint}; --resume goes on"
     )
     assert "Traceback" not in said and not (work_dir / ".running").exists()
-    subprocess.run(list(map(str, command(work_dir, "--resume"))), check=True, capture_output=True)
+    subprocess.run(command(work_dir, "--resume"), check=True, capture_output=True)
     lines = [[json.loads(line) for line in (run / "scalars.jsonl").open()] for run in (work_dir, uninterrupted)]
     assert lines[0] == lines[1]
     weights = [read_weights(run / "generator.safetensors") for run in (work_dir, uninterrupted)]
