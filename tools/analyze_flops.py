@@ -1,9 +1,12 @@
 """Count parameters and multiply-adds of recipes' generators and encoders."""
 
 import json
+import signal
 from pathlib import Path
 
 from rich.table import Table
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, run_tool
 from genflow.cli.progress import console, progress_bar

@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import importlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, default_device, device, run_tool
 from genflow.cli.progress import console, progress_bar

@@ -1,7 +1,10 @@
 """Turn released weights of the original projects into run folders."""
 
+import signal
 from pathlib import Path
 from typing import Any
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, run_tool
 

@@ -1,8 +1,11 @@
 """Edit pictures with a finished BiFlow run, without training."""
 
 import math
+import signal
 from argparse import Namespace
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, default_device, device, run_tool
 from genflow.cli.progress import progress_bar

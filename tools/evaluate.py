@@ -1,6 +1,9 @@
 """Evaluate a finished run."""
 
+import signal
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, default_device, device, run_tool
 from genflow.cli.progress import console, progress_bar

@@ -1,8 +1,11 @@
 """Reproduce a paper's comparisons at the size of the embedded data."""
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
 from genflow.cli.parser import Parser, run_tool
 from genflow.cli.progress import progress_bar

@@ -1,5 +1,9 @@
 """Show what a recipe builds."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
+
 from genflow.cli.parser import Parser, run_tool
 from genflow.cli.progress import console
 

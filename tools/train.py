@@ -6,7 +6,7 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, run_tool  # noqa: E402
+from genflow.cli.parser import Parser, run_tool
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Time computations against each other in one process, and say on what they ran."""
 
 import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -113,6 +114,7 @@ def _peak_on_cpu(run: Callable[[], Any]) -> int | None:
     if not _PAGE_COUNTS.exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"):
         run()
         return None
+    gc.collect()  # what it frees during the run would hide what the run takes
     ctypes.CDLL(None).malloc_trim(0)
     finished = threading.Event()
     before = peak = _resident()

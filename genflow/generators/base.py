@@ -174,6 +174,30 @@ class Generator(nn.Module):
         return self.codec.decode(samples).clamp(-1, 1) if decode else samples
 
 
+class NetworkGenerator(Generator):
+    """A generator whose evaluations are all of one function, :meth:`_evaluate`, which can be cast and compiled.
+
+    Args:
+        network, codec, default_guidance: as in :class:`Generator`.
+    """
+
+    def __init__(self, network: nn.Module, codec: Codec, default_guidance: float = 0.0):
+        super().__init__(network, codec, default_guidance)
+        self._precision = torch.float32
+        self._run: Callable[..., Tensor] = self._evaluate
+
+    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
+        if precision != "float32":
+            cast_weights(self.network, precision)
+            self._precision = getattr(torch, precision)
+        if compile:
+            self._run = compiled(self._evaluate, self.device)
+
+    def _evaluate(self, noise: Tensor, condition: Condition, *times: Tensor) -> Tensor:
+        """What :meth:`evaluate` runs through ``_run``, with the network in ``_precision``."""
+        raise NotImplementedError
+
+
 def cast_weights(module: nn.Module, precision: Precision) -> None:
     """Cast parameters in place; buffers, such as rotary angles and a flow's statistics, stay as they are."""
     for parameter in module.parameters():

@@ -9,10 +9,10 @@ from genflow.backbones.base import Backbone, GroupedBackbone
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.flow_teachers.base import FlowTeacher
-from genflow.generators.base import Generator, Precision, cast_weights, compiled
+from genflow.generators.base import NetworkGenerator
 
 
-class OnePassGenerator(Generator):
+class OnePassGenerator(NetworkGenerator):
     """A backbone applied once; scale 0 means no guidance.
 
     Args:
@@ -38,8 +38,6 @@ class OnePassGenerator(Generator):
         self.nfe = type(self).nfe + (0 if denoiser is None else 1)
         if isinstance(network, GroupedBackbone):
             self.guided_groups = network.groups
-        self._precision = torch.float32
-        self._run = self._evaluate
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         samples = self.evaluate(noise, condition)
@@ -52,13 +50,6 @@ class OnePassGenerator(Generator):
         if self._precision == torch.float32:
             return self._run(noise, condition)
         return self._run(noise.to(self._precision), condition).float()
-
-    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
-        if precision != "float32":
-            cast_weights(self.network, precision)
-            self._precision = getattr(torch, precision)
-        if compile:
-            self._run = compiled(self._evaluate, self.device)
 
     def _evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
         return self.network(noise, condition)["main"]

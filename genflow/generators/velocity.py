@@ -12,12 +12,12 @@ from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.errors import UserError
 from genflow.field_estimators.base import VelocityEstimator
-from genflow.generators.base import Generator, Precision, cast_weights, compiled
+from genflow.generators.base import NetworkGenerator
 
 Interval = tuple[float, float]
 
 
-class VelocityGenerator(Generator):
+class VelocityGenerator(NetworkGenerator):
     """What generators of both kinds of velocity share.
 
     Args:
@@ -55,8 +55,6 @@ class VelocityGenerator(Generator):
         self.field = field
         self.noise_scale = noise_scale
         self.guided = guided
-        self._precision = torch.float32
-        self._run = self._evaluate
         self.set_sampling(steps, default_interval)
 
     def set_sampling(self, steps: int | None = None, interval: Sequence[float] | None = None) -> None:
@@ -92,13 +90,6 @@ class VelocityGenerator(Generator):
         # Tensors, so that a compiled evaluation serves every step.
         times = (z.new_full((len(z),), time, dtype=torch.float32) for time in (t, r))
         return self._run(z, condition, *times)
-
-    def accelerate(self, precision: Precision = "float32", compile: bool = False) -> None:
-        if precision != "float32":
-            cast_weights(self.network, precision)
-            self._precision = getattr(torch, precision)
-        if compile:
-            self._run = compiled(self._evaluate, self.device)
 
     def _evaluate(self, z: Tensor, condition: Condition, t: Tensor, r: Tensor) -> Tensor:
         return self.field.velocity(self._network, z, t, r, condition)["main"]
