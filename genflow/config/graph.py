@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genflow.config import slots
 from genflow.config.building import few_modules
+from genflow.config.data_facts import fill_facts
 from genflow.config.imports import AllowImports, Imports
 from genflow.config.locations import make_absolute
 from genflow.config.recipe import load_recipe
@@ -118,6 +119,7 @@ class ComponentGraph:
         (imports or Imports()).take(plain, source)
         try:
             slots.check_finite(plain, "")
+            fill_facts(plain, lambda node: cls._build_alone(node, source))
             checked = slots.check_section(plain, RecipeSections, "")
             prerequisites = {
                 name: cls._from_prerequisite(entry, name, source)
@@ -282,6 +284,11 @@ class ComponentGraph:
             return slots.build(value, make, resolve)
         except Mismatch as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    @classmethod
+    def _build_alone(cls, node: Node, source: str) -> Any:
+        """A checked component that refers to no other."""
+        return cls(source, {}, Section("", RecipeSections, {}), {}, {})._build(node, {}, None)
 
     def _construct(self, node: Node, arguments: dict[str, Any]) -> Any:
         supplied = getattr(slots.KINDS[node.kind], "supplied", ())

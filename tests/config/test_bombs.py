@@ -81,9 +81,9 @@ def refused(recipe, *overrides, folder=Path("nowhere/run")):
 @pytest.mark.parametrize("recipe", BOMBS)
 def test_bombs_are_refused_in_time(recipe):
     for place in BOMBS[recipe]:
-        began = time.perf_counter()
+        began = time.process_time()
         message = refused(recipe, f"{place}={HUGE}")
-        assert time.perf_counter() - began < 10, place
+        assert time.process_time() - began < 10, place
         assert place.split(".")[0] in message, message
 
 
