@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from genflow.config.slots import Mismatch, Node, Reference, check_component, walk
+from genflow.config.slots import Mismatch, Node, Reference, check_component, signature_of, walk
 from genflow.data.base import Dataset
 from genflow.errors import nearest
 
@@ -18,9 +18,11 @@ FACTS: dict[str, Callable[[Dataset], int]] = {
 
 
 def fill_facts(plain: dict[str, Any], build: Callable[[Node], Dataset]) -> None:
-    """Put the numbers in the places that ask for them, in place; the data are read only if there is one.
+    """Put the numbers in the places that ask for them, in place.
 
-    A run's recipe holds the numbers, so that it opens where the data are not. A prerequisite has data of its own.
+    What the recipe states of its data set under the same name is taken from there; the data are then read, and compared
+    with it, only when they are needed. A run's recipe holds the numbers, so that it opens where the data are not. A
+    prerequisite has data of its own.
 
     Args:
         plain: a recipe, plain dictionaries and lists.
@@ -32,7 +34,7 @@ def fill_facts(plain: dict[str, Any], build: Callable[[Node], Dataset]) -> None:
     asked = [entry for key, value in plain.items() if key != "prerequisites" for entry in _asked(value, plain, key)]
     if not asked:
         return
-    dataset = None
+    node = dataset = None
     for holder, key, path in asked:
         name = holder[key].removeprefix(_MARK)
         if name not in FACTS:
@@ -40,8 +42,18 @@ def fill_facts(plain: dict[str, Any], build: Callable[[Node], Dataset]) -> None:
             raise Mismatch(path, f"found '{holder[key]}', expected one of {known}{nearest(name, FACTS)}")
         if path.startswith(_DATASET):
             raise Mismatch(path, f"found '{holder[key]}', but the data cannot be asked about themselves")
-        dataset = build(_dataset(plain, path)) if dataset is None else dataset
-        holder[key] = FACTS[name](dataset)
+        node = node or _dataset(plain, path)
+        stated = _stated(node, name)
+        if stated is None:
+            dataset = build(node) if dataset is None else dataset
+        holder[key] = FACTS[name](dataset) if stated is None else stated
+
+
+def _stated(node: Node, name: str) -> int | None:
+    """A number that the recipe gives the data set, or that is its default."""
+    argument = signature_of(node.cls).get(name)
+    value = node.arguments.get(name, None if argument is None or argument.required else argument.default)
+    return value if type(value) is int else None
 
 
 def _asked(value: Any, holder: Any, key: Any, path: str = "") -> list[tuple[Any, Any, str]]:

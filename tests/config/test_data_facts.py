@@ -46,6 +46,17 @@ def test_the_number_of_classes_is_said_by_the_data(recipe):
     assert plain["default_hooks"]["samples"]["classes"] == 3
 
 
+def test_what_the_recipe_states_needs_no_data(recipe):
+    (recipe.parent / "pictures").rename(recipe.parent / "moved")
+    assert ComponentGraph.load(recipe).plain["model"]["backbone"]["num_classes"] == 3
+
+
+def test_the_data_are_asked_for_the_rest(recipe):
+    overrides = ["train_dataloader.dataset={type: Digits}", "model.codec.image_size=$data.image_size"]
+    plain = ComponentGraph.load(recipe, overrides).plain
+    assert plain["model"]["backbone"]["num_classes"] == 10 and plain["model"]["codec"]["image_size"] == 8
+
+
 def test_a_run_opens_and_goes_on_without_asking_again(recipe, tmp_path):
     run = train(recipe, options=TrainOptions(tmp_path / "run"))
     (tmp_path / "pictures").rename(tmp_path / "moved")
@@ -62,7 +73,10 @@ def test_a_run_opens_and_goes_on_without_asking_again(recipe, tmp_path):
         (["model.backbone.num_classes=$data.num_clases"], "nearest match: 'num_classes'"),
         (["train_dataloader.dataset.num_classes=$data.num_classes"], "the data cannot be asked about themselves"),
         (["train_dataloader=null"], "there is no train_dataloader.dataset"),
-        (["train_dataloader.dataset.data_root=nowhere"], "train_dataloader.dataset: data_root 'nowhere'"),
+        (
+            ["train_dataloader.dataset={type: LatentCache, data_root: nowhere, latent_shape: [1, 8, 8]}"],
+            "train_dataloader.dataset: data_root 'nowhere'",
+        ),
         (["train_dataloader.dataset.size=3"], "train_dataloader.dataset.size"),
         (["train_dataloader.dataset={type: ConvNet}"], "train_dataloader.dataset"),
         (["model.backbone.width=$data.num_classes"], "model.backbone"),  # 3 is no width for 4 heads
