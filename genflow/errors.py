@@ -21,6 +21,22 @@ class RepeatedError(UserError):
     """A mistake that the main process reports; the others end with the same exit code and say nothing."""
 
 
+class Stopped(RuntimeError):
+    """Work ended in good order, by a signal or because it could not go on; the message says what is kept.
+
+    Args:
+        message: what is kept.
+        exit_code: of the tool.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 def nearest(word: object, candidates: Iterable[object]) -> str:
     """Return ``"; nearest match: 'x'"`` for the candidate closest to ``word``, or an empty string."""
     names = {str(name).casefold(): str(name) for name in candidates}
@@ -40,7 +56,7 @@ def kind_of(value: object) -> str:
     return names.get(type(value), f"{type(value).__name__} {shown(value)}")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of ``error``; one that is no ValueError is named, with its place in the source."""
     lines = str(error).strip().splitlines()
     first = lines[0][:300] if lines else ""

@@ -2,13 +2,12 @@
 
 import json
 import signal
-from pathlib import Path
 
 from rich.table import Table
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, run_tool
+from genflow.cli.parser import Parser, check_json, run_tool
 from genflow.cli.progress import console, progress_bar
 
 
@@ -20,10 +19,11 @@ def main() -> None:
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes")
     parser.add_argument("--by-component", action="store_true", help="also list the multiply-adds of each submodule")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as a list of objects")
+    parser.add_json("write the figures as a list of objects")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.add_imports()
     arguments = parser.parse_args()
+    check_json(arguments.json, arguments.overwrite)
 
     from genflow.analysis.description import analyze_recipe
     from genflow.weights import write_text

@@ -5,12 +5,11 @@ import dataclasses
 import importlib
 import json
 import signal
-from pathlib import Path
 from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.parser import Parser, check_json, default_device, device, run_tool
 from genflow.cli.progress import console, progress_bar
 
 #: Of every benchmark: its module in genflow.benchmarks, and there its options, computation and table.
@@ -25,11 +24,10 @@ PRECISIONS = ["float32", "bfloat16"]
 def main() -> None:
     arguments = parse()
 
-    from genflow.errors import UserError
+    check_json(arguments.json, arguments.overwrite)
+
     from genflow.weights import write_text
 
-    if arguments.json and arguments.json.is_dir():
-        raise UserError(f"--json: '{arguments.json}' is a folder")
     report, table = run(arguments)
     console().print(table)
     figures = f"{report['ratio']:.4g} times ({report['low']:.4g} to {report['high']:.4g})"
@@ -105,7 +103,7 @@ def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
     parser.prog = prog
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
     parser.add_argument("--device", type=device, default=default_device())
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every run, hardware and versions")
+    parser.add_json("write the figures, every run, hardware and versions")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.add_imports()
     return parser

@@ -32,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace tables and pictures that others wrote")
     arguments = parser.parse_args()
+    _check_numbers(parser, arguments.seeds, arguments.processes)
     overwrite = arguments.overwrite
     folder = arguments.what.removesuffix("-open-points").replace("-", "_")
     out = arguments.out or Path("work_dirs/reproduce") / folder
@@ -56,6 +57,13 @@ def main() -> None:
         _biflow_toy(out, overwrite)
     if arguments.what == "drift-toy":
         _drift_toy(out, processes, overwrite)
+
+
+def _check_numbers(parser: Parser, seeds: list[int], processes: int | None) -> None:
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+        parser.error(f"--seeds: found {' '.join(map(str, seeds))}, expected different numbers from 0 to 2^63 - 1")
+    if processes is not None and processes < 1:
+        parser.error(f"--processes: found {processes}, expected at least 1")
 
 
 def _ablate(plan: "Ablation", out: Path, seeds: list[int], processes: int, overwrite: bool) -> None:
@@ -119,6 +127,7 @@ def _drift_toy(out: Path, processes: int, overwrite: bool) -> None:
 
 
 def _biflow_toy(out: Path, overwrite: bool) -> None:
+    from genflow.engine.signals import TrainingStopped
     from genflow.engine.train import TrainOptions, train
     from genflow.reproduction.biflow_toy import draw_toy_figure
     from genflow.reproduction.results import ResultFiles
@@ -127,7 +136,10 @@ def _biflow_toy(out: Path, overwrite: bool) -> None:
     files = ResultFiles(out, ["biflow_toy.png"], overwrite)
     run = out / "biflow_toy"
     if not RunFolder(run).is_complete:
-        train(RECIPES / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
+        try:
+            train(RECIPES / "biflow_toy.yaml", options=TrainOptions(run, resume="auto"))
+        except TrainingStopped as error:
+            raise TrainingStopped(error.number, f"{error}; the same command goes on") from None
     draw_toy_figure(run, out / "biflow_toy.png")
     files.record()
     print(out / "biflow_toy.png")

@@ -1,7 +1,6 @@
 """Train a recipe."""
 
 import signal
-import sys
 from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
@@ -33,21 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from genflow.engine.distributed import launched_rank
-    from genflow.engine.loop import TrainingDiverged
     from genflow.engine.signals import TrainingStopped
     from genflow.engine.train import TrainOptions, train
 
     options = TrainOptions(arguments.work_dir, arguments.resume, arguments.launcher, arguments.allow_change)
     try:
         work_dir = train(arguments.recipe, arguments.cfg_options, arguments.seed, options)
-    except TrainingDiverged as error:
-        if launched_rank() == 0:
-            print(f"training stopped at {error}", file=sys.stderr)
-        sys.exit(1)
     except TrainingStopped as error:
-        if launched_rank() == 0:
-            print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        raise TrainingStopped(error.number, f"{error}; --resume goes on") from None
     if launched_rank() == 0:
         pictures = sorted((work_dir / "samples").glob("*.png"))
         print(f"samples: {pictures[-1]}" if pictures else f"trained: {work_dir}")

@@ -6,9 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
-from genflow.errors import RepeatedError, UserError
+from genflow.errors import RepeatedError, Stopped, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,9 +33,28 @@ class Parser(argparse.ArgumentParser):
             help="import what the recipe's custom_imports names, which runs its code: all, or these modules only",
         )
 
+    def add_json(self, what: str) -> None:
+        """``--json FILE``, which :func:`check_json` sees to, and ``--overwrite``."""
+        self.add_argument("--json", type=Path, metavar="FILE", help=what)
+        self.add_argument("--overwrite", action="store_true", help="replace what --json names")
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         self.exit(2, f"error: {UserError(message)} (--help shows an example)\n")
+
+
+def check_json(path: Path | None, overwrite: bool) -> None:
+    """See, before the work, that figures can be written where they are wanted.
+
+    Raises:
+        UserError: something lies there that is no file, or a file that may not be replaced.
+    """
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise UserError(f"--json: '{path}' is {'a folder' if path.is_dir() else 'a pipe or a device'}")
+    if path.exists() and not overwrite:
+        raise UserError(f"--json: '{path}' is there already; --overwrite replaces it")
 
 
 class _Consent(argparse.Action):
@@ -43,7 +63,10 @@ class _Consent(argparse.Action):
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a user's mistake, or a file that cannot be used, is one line on stderr and exit code 2."""
+    """Run a tool; a user's mistake, or a file that cannot be used, is one line on stderr and exit code 2.
+
+    Work that was stopped in good order has a line and an exit code of its own.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a tool may have switched it off while it loaded
     for stream in (sys.stdout, sys.stderr):
@@ -56,8 +79,21 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.exit(1)
     except RepeatedError:  # the main process says it
         sys.exit(2)
+    except Stopped as error:
+        from genflow.engine.distributed import launched_rank
+
+        if launched_rank() == 0:
+            print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except (UserError, OSError) as error:
         print(f"error: {UserError(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        from genflow.engine.memory import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print(f"error: out of memory; take less at once: {UserError(str(error).strip()[:200])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

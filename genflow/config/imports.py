@@ -103,7 +103,7 @@ class Imports:
             importlib.invalidate_caches()
         try:
             found = importlib.import_module(module)
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             places = ", ".join(["PYTHONPATH", *self.folders])
             raise UserError(
                 f"{source}: custom_imports: cannot import '{module}' from {places}: {reason(error)}"

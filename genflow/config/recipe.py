@@ -151,6 +151,9 @@ def _read_inherited(path: Path, children: tuple[Path, ...]) -> dict:
 
 def _read_file(path: Path) -> dict:
     try:
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for its writer
+            found = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"{path}: not a readable recipe: found {found}")
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path}: not a valid recipe: larger than {_MOST_BYTES} bytes")
         text = path.read_text(encoding="utf-8")

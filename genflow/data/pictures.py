@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from genflow.errors import UserError
 
+#: What pictures are, whatever their names end in. Pillow knows others, of which EPS runs a program of its own.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Pillow's modes without a known range of values.
 _UNBOUNDED = ("I", "F")
 
@@ -35,7 +37,7 @@ def read_picture(path: str | Path, channels: int) -> Image.Image:
     16 bits of grey are rounded to 8. Of an animation it is the first frame.
 
     Args:
-        path: a file of any format that Pillow knows.
+        path: a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file.
         channels: 1 for grey (mode ``L``, of colours the luma of ITU-R 601), 3 for mode ``RGB``.
 
     Raises:
@@ -47,7 +49,7 @@ def read_picture(path: str | Path, channels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damage in what is not shown
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=_FORMATS) as picture:
                 shown = _composed(ImageOps.exif_transpose(picture)).convert("RGB")
     except Exception as error:  # decoders fail in many ways
         raise UserError(f"{path}: not a readable picture: {error}") from None

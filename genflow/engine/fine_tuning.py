@@ -28,7 +28,7 @@ def start_from(method: Method, path: str) -> list[str]:
     own = method.artifact_module.state_dict()
     taken = {name: value for name, value in found.items() if name in own and value.shape == own[name].shape}
     if not taken:
-        raise UserError(f"init_from: {path} has no weights of the names and shapes of {type(method).__name__}'s")
+        raise UserError(f"{path} has no weights of the names and shapes of {type(method).__name__}'s")
     method.artifact_module.load_state_dict(taken, strict=False)
     lines = [f"init_from {path}: {len(taken)} of {len(own)} tensors taken"]
     left = [name for name in (*own, *(name for name in found if name not in own)) if name not in taken]

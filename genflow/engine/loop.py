@@ -21,10 +21,11 @@ from genflow.config.sections import TrainSection
 from genflow.engine.memory import telling_what_saves_memory
 from genflow.engine.signals import TrainingStopped
 from genflow.engine.watchdog import BACKWARD, FORWARD, UPDATING, WAITING
+from genflow.errors import Stopped
 from genflow.methods.base import Method
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Stopped):
     """A loss term or gradient is not finite; the weights are those of the last good update."""
 
 

@@ -1,5 +1,6 @@
 """What is checked before anything is trained or written."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,15 @@ def _cost(graph: ComponentGraph, method: Method) -> GeneratorCost | str:
     return f"it takes minutes for {modules} modules" if modules > MANY_MODULES else cost_or_reason(graph)
 
 
-def check_untrained(graph: ComponentGraph, folder: RunFolder) -> None:
-    """As :func:`check` for every prerequisite that will be trained, before the first of them is.
+def check_untrained(graph: ComponentGraph, folder: RunFolder, kept: Collection[str] = ()) -> None:
+    """As :func:`check` for every prerequisite that will be trained, not being ``kept``, before the first of them is.
 
     Raises:
         UserError: as :func:`check`.
     """
-    for prerequisite in graph.prerequisites.values():
+    for name, prerequisite in graph.prerequisites.items():
         run = RunFolder(prerequisite.folder(folder.path))
-        if not run.is_complete:
+        if name not in kept and not run.is_complete:
             check(prerequisite.graph)
             check_untrained(prerequisite.graph, run)
 
@@ -146,11 +147,11 @@ def find_resume(folder: RunFolder, resume: str | None) -> Path | None:
         checkpoint = newest_readable(folder.path)
     else:
         checkpoint = None if resume is None else Path(resume)
+        if checkpoint is not None:
+            read_checkpoint(checkpoint)
         if checkpoint is not None and holds_run and checkpoint.resolve().parent.parent != folder.path.resolve():
             raise UserError(f"{folder}: holds another run than {checkpoint}; pass another --work-dir")
-    if resume not in (None, AUTO):
-        read_checkpoint(checkpoint)
-    elif resume == AUTO and holds_run and checkpoint is None:
+    if resume == AUTO and holds_run and checkpoint is None:
         say(f"{folder}: has no checkpoint yet, starting from the beginning")
     return checkpoint
 

@@ -1,6 +1,5 @@
 """An update before the first: what a recipe would stumble over after its prerequisites have trained for hours."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from genflow.config.sections import LoaderSection
 from genflow.draws import Draws
 from genflow.engine.distributed import training_device
 from genflow.engine.optimizer import build_optimizer
-from genflow.engine.schedule import build_schedulers
+from genflow.engine.schedule import rehearse_schedulers
 from genflow.engine.sizes import (
     UNFUSED,
     asked_for,
@@ -23,7 +22,7 @@ from genflow.engine.sizes import (
     is_mistake,
     saved_bytes,
 )
-from genflow.errors import UserError, reason
+from genflow.errors import UserError
 from genflow.methods.base import Method
 
 #: Parameters of a method that is built with random weights and runs on the CPU; larger ones run on the meta device.
@@ -58,13 +57,7 @@ def rehearse(
     for name in ("fused", "foreach"):  # there is no such code for the meta device
         section.optimizer.arguments.pop(name, None)
     optimizer = build_optimizer(section, method)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about schedules that go on without updates
-        for scheduler in build_schedulers(graph, optimizer):
-            try:
-                scheduler.step()
-            except Exception as error:  # whatever a class of others does
-                raise UserError(f"{graph.source}: param_scheduler: {reason(error)}") from error
+    rehearse_schedulers(graph, optimizer)
     graph.section("custom_hooks")
     if sum(1 for _ in method.modules()) > MANY_MODULES:
         return

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from genflow.config.comparison import first_difference
+from genflow.config.graph import ComponentGraph
 from genflow.config.recipe import dump_yaml, load_recipe, parse_yaml
 from genflow.errors import UserError, shown
 from genflow.runs.folder import RunFolder
@@ -26,6 +28,44 @@ def given_file(folder: RunFolder) -> Path:
 def write_given(folder: RunFolder, recipe: Mapping[str, Any]) -> None:
     """Keep the recipe file of a start, so that a later resume sees what was changed in it since."""
     write_text(given_file(folder), dump_yaml(recipe))
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint belongs to; None if it lies elsewhere."""
+    run = RunFolder(checkpoint.parent.parent)
+    return run if run.recipe_file.is_file() and checkpoint.parent.name == "checkpoints" else None
+
+
+def kept_prerequisites(graph: ComponentGraph, checkpoint: Path | None, allow_change: bool) -> dict[str, Path]:
+    """Weights of prerequisites that a run keeps and goes on with, whatever has become of their own folders since.
+
+    Args:
+        graph: the recipe with which it goes on.
+        checkpoint: from which; None for a start.
+        allow_change: whether a prerequisite may be another one now; it is then that of its own folder.
+
+    Returns:
+        The files by the names of the prerequisites.
+
+    Raises:
+        UserError: the recipe of a prerequisite changed without ``allow_change``.
+    """
+    run = None if checkpoint is None else run_of(checkpoint)
+    if run is None or not graph.prerequisites:
+        return {}
+    before = ComponentGraph.load(run.recipe_file).prerequisites
+    kept = {}
+    for name, prerequisite in graph.prerequisites.items():
+        file = run.prerequisite_file(name)
+        if name not in before or not file.is_file():
+            continue
+        difference = first_difference(before[name].graph, prerequisite.graph)
+        if difference and not allow_change:
+            remedy = "--allow-change takes it from its own folder, or trains it"
+            raise UserError(f"{run}: cannot go on exactly: prerequisites.{name} changed: {difference}; {remedy}")
+        if not difference:
+            kept[name] = file
+    return kept
 
 
 def resumed_recipe(

@@ -1,14 +1,19 @@
 """Learning-rate schedule."""
 
 import math
+import warnings
 from typing import Any, Literal
 
 from mmengine.optim import _ParamScheduler
 from torch.optim import Optimizer
 
 from genflow.config.graph import ComponentGraph
+from genflow.errors import UserError, reason
 from genflow.ranges import NotNegative, Positive, Size
 from genflow.registry import PARAM_SCHEDULERS
+
+#: Updates from the first on in which schedules are tried out.
+_REHEARSED = 100
 
 
 def build_schedulers(graph: ComponentGraph, optimizer: Optimizer) -> list[_ParamScheduler]:
@@ -21,8 +26,35 @@ def build_schedulers(graph: ComponentGraph, optimizer: Optimizer) -> list[_Param
     for scheduler in graph.section("param_scheduler"):
         scheduler.fill("total_iters", graph.section("train_cfg").max_iters)
         scheduler.fill("by_epoch", False)
+        if scheduler.arguments.get("by_epoch"):
+            where = f"{graph.source}: {scheduler.node.path}.by_epoch"
+            raise UserError(f"{where}: found true, expected false or nothing: training counts updates, not epochs")
         schedulers.append(scheduler(optimizer))
     return schedulers
+
+
+def rehearse_schedulers(graph: ComponentGraph, optimizer: Optimizer) -> None:
+    """Step the schedules of a recipe at the beginning and at the end of training, where one of them may stop.
+
+    Args:
+        graph: the recipe.
+        optimizer: whose rates are nonsense afterwards.
+
+    Raises:
+        UserError: one refuses its arguments, or fails in an update.
+    """
+    updates = graph.section("train_cfg").max_iters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about schedules that go on without updates
+        for number, scheduler in enumerate(build_schedulers(graph, optimizer)):
+            for step in sorted({*range(1, min(updates, _REHEARSED) + 1), *range(max(1, updates - 2), updates + 1)}):
+                try:
+                    if step > scheduler._global_step + 1:
+                        scheduler._global_step, scheduler.last_step = step - 1, step - 1 - scheduler.begin
+                    scheduler.step()
+                except Exception as error:  # whatever a class of others does
+                    where = f"{graph.source}: param_scheduler.{number}"
+                    raise UserError(f"{where}: fails in update {step} of {updates}: {reason(error)}") from error
 
 
 @PARAM_SCHEDULERS.register_module()

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from genflow.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(Stopped):
     """A signal asked for the end; everything up to the last update is saved.
 
     Args:
@@ -18,13 +20,12 @@ class TrainingStopped(RuntimeError):
     """
 
     def __init__(self, number: int, message: str = ""):
-        super().__init__(message)
+        # What a shell expects of a process that the signal ended: 143, 130 or 138.
+        super().__init__(message, 128 + number)
         self.number = number
 
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process that the signal ended: 143, 130 or 138."""
-        return 128 + self.number
+    def __reduce__(self) -> tuple:
+        return type(self), (self.number, str(self))  # on its way from a process of a pool
 
 
 class StopRequest:
@@ -36,7 +37,7 @@ class StopRequest:
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in _SIGNALS:
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
 
@@ -46,7 +47,7 @@ def stop_requests(request: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, request.ask) for each in _SIGNALS}
+    before = {each: signal.signal(each, request.ask) for each in SIGNALS}
     try:
         yield
     finally:

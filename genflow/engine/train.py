@@ -3,7 +3,7 @@
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from genflow.engine.layers import apply_layer_settings
 from genflow.engine.lock import working_in
 from genflow.engine.optimizer import build_optimizer
 from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, check_untrained, find_resume, say
-from genflow.engine.resume import given_file, resumed_recipe, write_given
+from genflow.engine.resume import given_file, kept_prerequisites, resumed_recipe, run_of, write_given
 from genflow.engine.schedule import build_schedulers
 from genflow.engine.signals import TrainingStopped, stop_requests
 from genflow.errors import RepeatedError, UserError
@@ -103,11 +103,16 @@ def _load(
 ) -> tuple[dict[str, Any], ComponentGraph]:
     """The recipe file as it is, and the recipe that is trained."""
 
-    def resumes() -> bool:
+    def resumed_run() -> RunFolder | None:
         folder.check_own()
-        return options.resume is not None and folder.recipe_file.is_file()
+        if options.resume is None:
+            return None
+        if not folder.recipe_file.is_file() and options.resume != AUTO:
+            return run_of(Path(options.resume))
+        return folder if folder.recipe_file.is_file() else None
 
-    if not decided(resumes):
+    run = decided(resumed_run)
+    if run is None:
         return agreed(lambda: (load_recipe(path), ComponentGraph.load(path, overrides, seed, Imports.own(path))))
 
     def imports(given: Mapping[str, Any]) -> Imports:
@@ -116,7 +121,7 @@ def _load(
     def resumed() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         given = load_recipe(path)
         imports(given).take(given, str(path))  # its own components say which overrides are text
-        return given, *resumed_recipe(folder, given, overrides or {}, seed, options.allow_change)
+        return given, *resumed_recipe(run, given, overrides or {}, seed, options.allow_change)
 
     given, recipe, lines = decided(resumed)
     for line in lines:
@@ -129,10 +134,11 @@ def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, give
     checkpoint = decided(lambda: find_resume(folder, options.resume))
     for note in checked.data.dataset.notes:
         say(f"data: {note}")
-    prerequisites = _train_prerequisites(graph, folder, options)
-    method = _build_method(graph, prerequisites)
+    kept = decided(lambda: kept_prerequisites(graph, checkpoint, options.allow_change))
+    runs = _train_prerequisites(graph, folder, options, kept)
+    method = _build_method(graph, kept | {name: run.weights_file() for name, run in runs.items()})
     if checkpoint is None and graph.section("init_from") is not None:
-        for line in agreed(lambda: start_from(method, graph.section("init_from"))):
+        for line in agreed(lambda: _start_from(graph, method)):
             say(line)
     runner = _build_runner(graph, folder, method, checked, checkpoint, options)
     if is_main_process():
@@ -142,23 +148,30 @@ def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, give
             write_given(folder, given)
         if checked.data.dataset.class_names:
             folder.write_metrics({"class_names": list(checked.data.dataset.class_names)})
-        for name, run in prerequisites.items():
-            folder.keep_prerequisite(name, run)
+        for name, file in kept.items():
+            folder.keep_prerequisite(name, file)
+        for name, run in runs.items():
+            folder.keep_prerequisite(name, run.weights_file())
     seconds = _run(runner)
     if is_main_process():
         _finish(graph, folder, runner, checked.cost, seconds)
     barrier()
 
 
-def _train_prerequisites(graph: ComponentGraph, folder: RunFolder, options: TrainOptions) -> dict[str, RunFolder]:
-    """Train the prerequisites whose run folder holds no artifact; returns all the folders.
+def _train_prerequisites(
+    graph: ComponentGraph, folder: RunFolder, options: TrainOptions, kept: Collection[str] = ()
+) -> dict[str, RunFolder]:
+    """Train the prerequisites whose run folder holds no artifact; returns the folders of all but ``kept``.
 
     Raises:
         UserError: two runs would share a folder, or an artifact was trained with another recipe.
     """
-    agreed(lambda: check_untrained(graph, folder))
+    agreed(lambda: check_untrained(graph, folder, kept))
     runs: dict[str, RunFolder] = {}
     for name, prerequisite in graph.prerequisites.items():
+        if name in kept:
+            say(f"prerequisite '{name}': using the weights that the run keeps")
+            continue
         run, where = RunFolder(prerequisite.folder(folder.path)), f"{graph.source}: prerequisites.{name}"
         if run.path.resolve() in {other.path.resolve() for other in (folder, *runs.values())}:
             raise UserError(f"{where}: its run folder {run} is that of another run too")
@@ -178,12 +191,12 @@ def _train_prerequisites(graph: ComponentGraph, folder: RunFolder, options: Trai
     return runs
 
 
-def _build_method(graph: ComponentGraph, prerequisites: Mapping[str, RunFolder]) -> Method:
-    """The method with the initial weights of the recipe's seed, on the training device."""
+def _build_method(graph: ComponentGraph, prerequisites: Mapping[str, Path]) -> Method:
+    """The method with the initial weights of the recipe's seed, and those of files, on the training device."""
 
     def load_prerequisite(name: str) -> dict[str, torch.Tensor]:
         try:
-            return read_weights(prerequisites[name].weights_file())
+            return read_weights(prerequisites[name])
         except ValueError as error:
             raise UserError(f"{graph.source}: prerequisites.{name}: {error}") from None
 
@@ -196,6 +209,13 @@ def _build_method(graph: ComponentGraph, prerequisites: Mapping[str, RunFolder])
         except ValueError as error:
             raise UserError(f"{graph.source}: a prerequisite's weights do not fit its recipe: {error}") from None
     return method.to(training_device())
+
+
+def _start_from(graph: ComponentGraph, method: Method) -> list[str]:
+    try:
+        return start_from(method, graph.section("init_from"))
+    except UserError as error:
+        raise UserError(f"{graph.source}: init_from: {error}") from None
 
 
 def _build_runner(
@@ -267,10 +287,12 @@ def _run(runner: "Runner") -> float:
         with stop_requests(runner.stop), runner.watchdog:
             runner.train()
     except TrainingDiverged as error:
-        raise TrainingDiverged(f"{error}; the state before it: {_save(runner)}") from None
+        raise TrainingDiverged(f"training stopped at {error}; the state before it: {_save(runner)}") from None
+    except SystemExit as error:
+        raise UserError(f"a component ended the program after update {runner.iter}, with {error.code!r}") from error
     except TrainingStopped as error:
         kept = f"stopped by {signal.Signals(error.number).name} after update {runner.iter}: {_save(runner)}"
-        raise TrainingStopped(error.number, f"{kept}; --resume goes on") from None
+        raise TrainingStopped(error.number, kept) from None
     return time.perf_counter() - began
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 from genflow.errors import UserError
 from genflow.generators.base import Generator
 
+#: Of one call; an evaluation takes 50,000.
+MOST_IMAGES = 10_000_000
+
 
 def choose_labels(num_classes: int, classes: list[int] | None, num: int | None, per_class: int | None) -> Tensor:
     """The label of every image: ``classes`` in turn up to ``num``, or ``per_class`` of each in order.
@@ -28,8 +31,8 @@ def choose_labels(num_classes: int, classes: list[int] | None, num: int | None, 
     if num is not None and per_class is not None:
         raise UserError("--num and --per-class exclude each other")
     for name, value in (("--num", num), ("--per-class", per_class)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: found {value}, expected at least 1")
+        if value is not None and not 1 <= value <= MOST_IMAGES:
+            raise UserError(f"{name}: found {value}, expected 1 to {MOST_IMAGES:,}")
     if not num_classes:
         if classes or per_class:
             raise UserError("--labels and --per-class: the generator has no classes")
@@ -39,6 +42,8 @@ def choose_labels(num_classes: int, classes: list[int] | None, num: int | None, 
             raise UserError(f"--labels: found {label}, expected 0 to {num_classes - 1}")
     chosen = torch.tensor(classes if classes else range(num_classes), dtype=torch.int64)
     if per_class is not None:
+        if per_class * len(chosen) > MOST_IMAGES:
+            raise UserError(f"--per-class: found {per_class} of {len(chosen)} classes, expected {MOST_IMAGES:,} in all")
         return chosen.repeat_interleave(per_class)
     return chosen[torch.arange(num or 64) % len(chosen)]
 

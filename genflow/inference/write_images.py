@@ -16,6 +16,9 @@ from genflow.weights import write_atomically
 #: (C, H, W) of a point in the plane.
 POINT_SHAPE = (2, 1, 1)
 
+#: Images of a grid, which lies in memory.
+_MOST_IN_GRID = 20_000
+
 #: The names of the pictures in a folder that we wrote.
 _OWN = re.compile(r"\d{6,}_class-?\d+\.png")
 
@@ -141,6 +144,8 @@ def write_images(
         UserError: as :func:`check_out`, and what generating the batches raises.
     """
     check_out(path, overwrite=overwrite)
+    if path.suffix == ".png" and len(labels) > _MOST_IN_GRID:
+        raise UserError(f"{path}: {len(labels)} images are too many for one grid; a folder or an .npz holds them")
     batches = [images] if isinstance(images, Tensor) else images
     if path.suffix == ".png":
         save_grid(torch.cat(list(batches)), path, columns)

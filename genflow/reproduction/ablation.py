@@ -3,8 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,17 +118,44 @@ def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int
 
     Raises:
         UserError: a finished run in the way was trained with another recipe.
+        TrainingStopped: a signal came, to this process or to one that trains; all have ended after their update.
     """
     _check_finished(jobs)
     done = 0
     first = [job for job in jobs if not job.needs]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for wave in (first, [job for job in jobs if job.needs]):
-            for future in as_completed([pool.submit(_train, job) for job in wave]):
-                future.result()
-                done += 1
-                progress(done, len(jobs))
+    # Of a group of its own each, which Ctrl-C at the terminal does not reach: the signal is passed on below, once.
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=os.setpgrp) as pool, _stopping():
+        try:
+            for wave in (first, [job for job in jobs if job.needs]):
+                for future in as_completed([pool.submit(_train, job) for job in wave]):
+                    future.result()
+                    done += 1
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Turn the first of the signals that end a training into TrainingStopped."""
+    from genflow.engine.signals import SIGNALS, TrainingStopped
+
+    def stop(number: int, _: Any) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        raise TrainingStopped(number, f"stopped by {name}; the runs keep what they have, and the same command goes on")
+
+    before = {each: signal.signal(each, stop) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _check_finished(jobs: Sequence[Job]) -> None:
@@ -143,12 +171,19 @@ def _check_finished(jobs: Sequence[Job]) -> None:
                 raise UserError(f"{job.work_dir}: was trained with another recipe than {job.recipe}; move it away")
 
 
+#: What ended the training at hand of a process of the pool, which has its next job already.
+_ended: list[Exception] = []
+
+
 def _train(job: Job) -> None:
     import torch
 
+    from genflow.engine.signals import TrainingStopped
     from genflow.engine.train import TrainOptions, train
     from genflow.runs.folder import RunFolder
 
+    if _ended:
+        raise _ended[0]
     if RunFolder(job.work_dir).is_complete:
         return
     torch.set_num_threads(job.threads)
@@ -158,7 +193,11 @@ def _train(job: Job) -> None:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        train(job.recipe, job.overrides, job.seed, TrainOptions(job.work_dir, resume="auto"))
+        try:
+            train(job.recipe, job.overrides, job.seed, TrainOptions(job.work_dir, resume="auto"))
+        except TrainingStopped as error:
+            _ended.append(error)
+            raise
 
 
 def measure(

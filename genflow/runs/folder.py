@@ -122,8 +122,8 @@ class RunFolder:
         kept = graph.build_artifact().state_dict()
         write_weights(self.weights_file(average), {name: state[name] for name in kept})
 
-    def keep_prerequisite(self, name: str, source: "RunFolder") -> None:
-        """Take over the weights of the finished run ``source``, so that this folder stands alone.
+    def keep_prerequisite(self, name: str, source: Path) -> None:
+        """Take over the file of a finished run's weights, so that this folder stands alone.
 
         Both folders share one copy on disk where the file system can: files of weights are replaced, never changed.
         """
@@ -131,10 +131,12 @@ class RunFolder:
         def link(temporary: Path) -> None:
             temporary.unlink()
             try:
-                os.link(source.weights_file(), temporary)
+                os.link(source, temporary)
             except OSError:  # another file system
-                shutil.copyfile(source.weights_file(), temporary)
+                shutil.copyfile(source, temporary)
 
+        if source.resolve() == self.prerequisite_file(name).resolve():
+            return
         write_atomically(self.prerequisite_file(name), link)
 
 

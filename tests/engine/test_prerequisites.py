@@ -37,7 +37,7 @@ def student(tmp_path, tiny_file, finished_run):
     }
     path = tmp_path / "student.yaml"
     path.write_text(dump_yaml(recipe), encoding="utf-8")
-    return lambda *overrides: train(path, overrides, options=TrainOptions(tmp_path / "run"))
+    return lambda *overrides, **options: train(path, overrides, options=TrainOptions(tmp_path / "run", **options))
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,44 @@ def test_a_run_stands_alone_and_can_move(student, tmp_path):
     assert (moved / "prerequisites" / "teacher.safetensors").is_file()
     generator = open_run(moved, ["prerequisites.teacher.run=gone"]).generator()
     assert generator.sample(torch.arange(10), seed=0).isfinite().all()
+
+
+def teacher_of(run):
+    return (run / "prerequisites" / "teacher.safetensors").read_bytes()
+
+
+def test_a_resumed_run_keeps_the_weights_that_it_began_with(student, finished_run, tmp_path, tiny_file, capfd):
+    own = f"prerequisites.teacher.run={tmp_path / 'teacher'}"
+    shutil.copytree(finished_run, tmp_path / "teacher")
+    run = student(own)
+    kept = teacher_of(run)
+    shutil.rmtree(tmp_path / "teacher")  # and another one in its place, of the same recipe
+    train(tiny_file, {"train_cfg.max_iters": 1, "evaluation": None}, 5, TrainOptions(tmp_path / "teacher"))
+    capfd.readouterr()
+    student(own, "train_cfg.max_iters=2", resume="auto")
+    assert "prerequisite 'teacher': using the weights that the run keeps" in capfd.readouterr().out
+    assert teacher_of(run) == kept and RunFolder(run).metrics["updates"] == 2
+    assert teacher_of(run) != (tmp_path / "teacher" / "generator.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "teacher")  # nothing is trained again
+    student(own, "train_cfg.max_iters=3", resume="auto")
+    assert teacher_of(run) == kept and not (tmp_path / "teacher").exists()
+
+
+def test_a_resumed_run_with_another_teacher_is_another_run(student, finished_run, tmp_path):
+    run = student()
+    with pytest.raises(UserError) as caught:
+        student("train_cfg.max_iters=2", f"{TEACHER}.model.flow.clip=soft", resume="auto")
+    difference = "prerequisites.teacher changed: model.flow.clip is 'hard' there and 'soft' here"
+    assert str(caught.value).startswith(f"{run}: cannot go on exactly: {difference}; --allow-change ")
+
+
+def test_a_checkpoint_in_a_new_folder_goes_on_with_its_own_run(student, finished_run, tmp_path):
+    run = student("default_hooks.checkpoint.interval=1")
+    kept = teacher_of(run)
+    moved = run.rename(tmp_path / "old")
+    checkpoint = str(moved / "checkpoints" / "step_00000001.pt")
+    for change in ("model.noise_std=0.5", "train_dataloader.batch_size=4"):
+        with pytest.raises(UserError, match=f"cannot go on exactly: {change.split('=')[0]}"):
+            student("train_cfg.max_iters=2", change, resume=checkpoint)
+    new = student("train_cfg.max_iters=2", resume=checkpoint)
+    assert teacher_of(new) == kept and RunFolder(new).metrics["updates"] == 2

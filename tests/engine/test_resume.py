@@ -94,4 +94,4 @@ def test_another_seed_is_another_run(uninterrupted, tmp_path):
         command(tmp_path / "other", "--seed", "1", "--resume", str(start)), check=False, capture_output=True, text=True
     )
     assert refused.returncode == 2
-    assert "was trained with seed 0, this run has seed 1" in refused.stderr
+    assert "cannot go on exactly: seed: nothing in the run, 1 now" in refused.stderr

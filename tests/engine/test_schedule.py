@@ -8,7 +8,10 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
+from genflow.config.graph import ComponentGraph
+from genflow.engine.preflight import check
 from genflow.engine.schedule import WarmupLR
+from genflow.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tarflow" / "lr_schedule.npz"
 
@@ -43,3 +46,19 @@ def test_cosine_needs_a_length():
     optimizer = OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
     with pytest.raises(ValueError, match="total_iters"):
         WarmupLR(optimizer, 3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"),
+    [
+        ("{type: OneCycleLR, eta_max: 0.1, total_steps: 2}", "param_scheduler.0: fails in update 3 of 6: "),
+        ("{type: OneCycleLR, eta_max: 0.1, total_steps: 300}", "param_scheduler.0: fails in update 1998 of 2000: "),
+        ("{type: StepLR, step_size: 1, by_epoch: true}", "param_scheduler.0.by_epoch: found true, expected false"),
+    ],
+)
+def test_schedules_that_would_stop_training_are_refused_before_it(tiny_file, schedule, problem):
+    updates = 2000 if "300" in schedule else 6
+    graph = ComponentGraph.load(tiny_file, [f"param_scheduler=[{schedule}]", f"train_cfg.max_iters={updates}"])
+    with pytest.raises(UserError) as caught:
+        check(graph)
+    assert str(caught.value).startswith(f"{tiny_file}: {problem}")

@@ -35,8 +35,10 @@ def test_choose_labels(arguments, labels):
     [
         ((3, [3], None, None), "--labels: found 3, expected 0 to 2"),
         ((3, [0, -1], 4, None), "--labels: found -1, expected 0 to 2"),
-        ((3, None, 0, None), "--num: found 0, expected at least 1"),
-        ((3, None, None, -2), "--per-class: found -2, expected at least 1"),
+        ((3, None, 0, None), "--num: found 0, expected 1 to 10,000,000"),
+        ((3, None, None, -2), "--per-class: found -2, expected 1 to 10,000,000"),
+        ((3, None, 10**22, None), f"--num: found {10**22}, expected 1 to 10,000,000"),
+        ((3, None, None, 4_000_000), "--per-class: found 4000000 of 3 classes, expected 10,000,000 in all"),
         ((3, None, 4, 2), "--num and --per-class exclude each other"),
         ((0, [0], None, None), "--labels and --per-class: the generator has no classes"),
         ((0, None, None, 3), "--labels and --per-class: the generator has no classes"),

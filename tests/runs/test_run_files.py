@@ -196,7 +196,7 @@ def test_an_evaluation_of_the_exported_average_by_its_name_is_the_usual_one(run)
 
 def test_damaged_copies_are_refused(run, tmp_path):
     other = RunFolder(tmp_path / "other")
-    other.keep_prerequisite("teacher", RunFolder(run))
+    other.keep_prerequisite("teacher", RunFolder(run).weights_file())
     kept = other.prerequisite_file("teacher")
     content = kept.read_bytes()
     for path in (kept, run / "generator.safetensors"):
