@@ -40,6 +40,14 @@ class Codec(nn.Module):
         """(B, 3, H, W) images in [-1, 1] to stored latents, before :meth:`normalize`."""
         raise NotImplementedError
 
+    def posterior(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [-1, 1] to what a latent cache keeps: (B, 2C, H', W') means, then deviations.
+
+        Raises:
+            UserError: this codec has nothing that would be worth a cache, or no weights.
+        """
+        raise UserError(f"{type(self).__name__} makes no latents to be kept; pack the pictures themselves")
+
     def normalize(self, latents: Tensor) -> Tensor:
         """Stored latents to the generator's space, (B, *latent_shape), about unit variance."""
         raise NotImplementedError

@@ -102,6 +102,16 @@ class SDVAE(Codec):
         self._require_weights(images)
         return self.vae.encode(images).latent_dist.mean
 
+    def posterior(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [-1, 1] to the (B, 2C, H', W') means and standard deviations of their posteriors.
+
+        Raises:
+            UserError: the codec has no weights.
+        """
+        self._require_weights(images)
+        posterior = self.vae.encode(images).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1)
+
     def normalize(self, latents: Tensor) -> Tensor:
         return (latents - self.latent_mean.to(latents)) / self.latent_std.to(latents)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genflow.data.base import Dataset
 from genflow.data.crops import draw_boxes
-from genflow.data.pictures import read_picture
+from genflow.data.pictures import read_picture, to_images
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.ranges import Interval, LocalPath, Positive
@@ -129,11 +129,7 @@ class ImageFolder(Dataset):
         labels = np.searchsorted(self._ends, indices.numpy(), side="right")
         own = [None] * len(indices) if draws is None else [draws[row : row + 1] for row in range(len(indices))]
         pixels = np.stack([self._read(*sample) for sample in zip(labels, indices.numpy(), own, strict=True)])
-        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        if self.flip and draws is not None:
-            mirrored = (draws.uniform("flip") < 0.5).view(-1, 1, 1, 1)
-            images = torch.where(mirrored, images.flip(3), images)
-        return {"images": images.contiguous(), "labels": torch.from_numpy(labels)}
+        return {"images": to_images(pixels, draws if self.flip else None), "labels": torch.from_numpy(labels)}
 
     def _read(self, label: int, index: int, draws: Draws | None) -> np.ndarray:
         """Sample ``index`` as (S, S, C) bytes."""

@@ -1,9 +1,6 @@
 """Latents of a codec, computed ahead of training and read from a folder."""
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +9,29 @@ import torch
 from torch import Tensor
 
 from genflow.data.base import Dataset
+from genflow.data.latent_files import LatentFiles, codec_hash
+from genflow.data.packed import INDEX, PackedRows, is_packed
 from genflow.draws import Draws
 from genflow.errors import UserError, shown
 from genflow.ranges import ImageShape, LocalPath, Positive
 from genflow.registry import DATASETS
 
-_FILES = ("cache.json", "moments.npy", "labels.npy")
 #: Latents whose statistics are looked at, and how far from 0 and 1 they may be.
 _CHECKED, _TOLERANCE = 1000, 0.25
 
 
-def codec_hash(codec: Mapping[str, Any]) -> str:
-    """SHA-256 of a codec's description as JSON with sorted keys, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(codec, sort_keys=True).encode()).hexdigest()
-
-
 @DATASETS.register_module()
 class LatentCache(Dataset):
-    """Posteriors of a codec over a data set, from a folder that :func:`write_latent_cache` has written.
+    """Posteriors of a codec over a data set, as ``tools/prepare_data.py latents`` packs them.
 
-    The folder holds ``moments.npy``, float16 or float32 (N, views, 2C, H, W): mean, then standard deviation
-    of every image's posterior, before the codec's ``normalize``; view 0 is the image, view 1 its mirror
-    image, which cannot be had by mirroring the latent. ``labels.npy`` holds (N,) labels, and ``cache.json``
-    what the other two contain and by which codec, and the names of the classes if they have any. The moments stay on
-    disk.
+    They are means and standard deviations of pictures and of their mirror images, which cannot be had by mirroring the
+    latents, before the codec's ``normalize``; they stay on the disk. Folders in the form of before,
+    :class:`~genflow.data.latent_files.LatentFiles`, are read as well.
 
     Args:
         data_root: the folder.
         latent_shape: (C, H, W) of one latent.
-        num_classes: classes.
+        num_classes: classes; None takes their number from the folder.
         flip: take the mirror image with probability 1/2.
 
     Raises:
@@ -51,75 +42,24 @@ class LatentCache(Dataset):
         self,
         data_root: LocalPath,
         latent_shape: ImageShape,
-        num_classes: Positive = 1000,
+        num_classes: Positive | None = None,
         flip: bool = True,
     ):
         self.data_root = data_root
         self.image_shape = tuple(latent_shape)
-        self.num_classes = num_classes
         self.flip = flip
-        missing = [name for name in _FILES if not (Path(data_root) / name).is_file()]
-        if missing:
-            names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
-            verb = "are" if len(missing) > 1 else "is"
-            raise UserError(f"data_root {data_root!r} has no latent cache: {names} {verb} missing")
-        self._count = self._read_description()
-        self._moments = self._open_moments()
-        self._labels = self._read_labels()
-
-    def _invalid(self, problem: object) -> UserError:
-        line = " ".join(str(problem).split())
-        return UserError(f"data_root {self.data_root!r} has no valid latent cache: {line}")
-
-    def _read_description(self) -> int:
-        try:
-            description = json.loads((Path(self.data_root) / "cache.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._invalid(f"cache.json is not readable: {error}") from None
-        if not isinstance(description, dict):
-            raise self._invalid("cache.json is not a JSON object")
-        expected = {"latent_shape": list(self.image_shape), "num_classes": self.num_classes}
-        for key, value in expected.items():
-            found = description.get(key)
-            if found != value:
-                raise self._invalid(f"cache.json has {key} {found!r}, the recipe has {value!r}")
-        #: Description of the codec that made the latents, and its :func:`codec_hash`.
-        self.codec = description.get("codec")
-        self.codec_hash = description.get("codec_hash")
-        if not isinstance(self.codec, dict) or self.codec_hash != codec_hash(self.codec):
-            raise self._invalid("cache.json has a codec_hash that is not the hash of its codec")
-        self.class_names = description.get("class_names", [])
-        if not _are_names(self.class_names, self.num_classes):
-            raise self._invalid(f"cache.json has class_names that are not {self.num_classes} different names, or none")
-        count = description.get("count")
-        if type(count) is not int or count < 1:
-            raise self._invalid(f"cache.json has count {count!r}, expected a positive integer")
-        return count
-
-    def _open(self, name: str) -> np.ndarray:
-        try:
-            return np.lib.format.open_memmap(Path(self.data_root) / name, mode="r")
-        except (OSError, ValueError, TypeError, OverflowError) as error:
-            raise self._invalid(f"{name} is truncated or not an array: {error}") from None
-
-    def _open_moments(self) -> np.ndarray:
-        moments = self._open("moments.npy")
-        channels, height, width = self.image_shape
-        shapes = [(self._count, views, 2 * channels, height, width) for views in (1, 2)]
-        if moments.dtype not in (np.float16, np.float32):
-            raise self._invalid(f"moments.npy has type {moments.dtype}, expected float16 or float32")
-        if moments.shape not in shapes:
-            raise self._invalid(f"moments.npy has shape {moments.shape}, expected {shapes[0]} or {shapes[1]}")
-        if self.flip and moments.shape[1] == 1:
-            raise self._invalid("moments.npy has no mirror images, which flip needs; set flip to false")
-        return moments
-
-    def _read_labels(self) -> Tensor:
-        labels = self._open("labels.npy")
-        problem = _label_problem(labels, self._count, self.num_classes)
-        if problem:
-            raise self._invalid(f"labels.npy {problem}")
-        return torch.from_numpy(labels.astype(np.int64))
+        self._moments: LatentFiles | PackedLatents
+        if is_packed(Path(data_root)):
+            self._moments = PackedLatents(data_root, self.image_shape, num_classes)
+        else:
+            self._moments = LatentFiles(data_root, self.image_shape, num_classes)
+        self.num_classes, self.class_names = self._moments.num_classes, self._moments.class_names
+        #: Description of the codec that made the latents, and its hash.
+        self.codec, self.codec_hash = self._moments.codec, self._moments.codec_hash
+        if flip and self._moments.views == 1:
+            problem = "moments.npy has no mirror images, which flip needs; set flip to false"
+            raise UserError(f"data_root {data_root!r} has no valid latent cache: {problem}")
+        self._labels = torch.from_numpy(self._moments.labels)
 
     def check_codec(self, description: Mapping[str, Any], normalize: Callable[[Tensor], Tensor]) -> None:
         """See that the recipe's codec made the latents, and that they are not scaled yet.
@@ -132,8 +72,8 @@ class LatentCache(Dataset):
                 hashes = f"codec_hash {self.codec_hash[:12]} there, {codec_hash(description)[:12]} here"
                 values = f"its codec has {key} {shown(found)}, the recipe's has {shown(expected)}"
                 raise UserError(f"data_root {self.data_root!r} holds latents of another codec: {values} ({hashes})")
-        checked = min(self._count, _CHECKED)
-        indices = torch.arange(checked) * self._count // checked
+        checked = min(len(self), _CHECKED)
+        indices = torch.arange(checked) * len(self) // checked
         latents = normalize(self.batch(indices, Draws(0, indices))["images"])
         mean, deviation = float(latents.mean()), float(latents.std())
         if not (abs(mean) <= _TOLERANCE and abs(deviation - 1) <= _TOLERANCE):
@@ -144,16 +84,8 @@ class LatentCache(Dataset):
                 "latent_mean, latent_std)"
             )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is a copy of the file; a loader process opens the file itself.
-        return {**self.__dict__, "_moments": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._moments = self._open_moments()
-
     def __len__(self) -> int:
-        return self._count
+        return len(self._labels)
 
     def batch(self, indices: Tensor, draws: Draws | None) -> dict[str, Tensor]:
         """Sample the posteriors of ``indices``; without ``draws`` return the means of the images as they are.
@@ -164,75 +96,36 @@ class LatentCache(Dataset):
         views = torch.zeros_like(indices)
         if self.flip and draws is not None:
             views = (draws.uniform("flip") < 0.5).long()
-        moments = torch.from_numpy(np.array(self._moments[indices.numpy(), views.numpy()])).float()
+        moments = torch.from_numpy(np.array(self._moments.take(indices.numpy(), views.numpy()))).float()
         mean, std = moments.chunk(2, dim=1)
         images = mean if draws is None else mean + std * draws.normal("posterior", self.image_shape)
         return {"images": images, "labels": self._labels[indices]}
 
 
-def _are_names(names: Any, num_classes: int) -> bool:
-    """Whether there is a name for each class, or none at all."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return False
-    return not names or len(set(names)) == len(names) == num_classes
-
-
-def _label_problem(labels: np.ndarray, count: int, num_classes: int) -> str:
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        return f"has shape {labels.shape} and type {labels.dtype}, expected ({count},) integers"
-    if labels.min() < 0 or labels.max() >= num_classes:
-        return f"has labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
-    return ""
-
-
-def write_latent_cache(
-    data_root: str | Path,
-    moments: np.ndarray,
-    labels: np.ndarray,
-    codec: Mapping[str, Any],
-    num_classes: int = 1000,
-    class_names: Sequence[str] = (),
-) -> None:
-    """Write the folder that :class:`LatentCache` reads, replacing an older one.
+class PackedLatents(PackedRows):
+    """Latents in the packed format.
 
     Args:
-        data_root: the folder, made if need be.
-        moments: (N, views, 2C, H, W) float16 or float32, means then standard deviations; may be a memory map.
-        labels: (N,) integers in [0, num_classes).
-        codec: :attr:`~genflow.codecs.base.Codec.description` of the codec that made the moments.
-        num_classes: classes.
-        class_names: their names in their order, if they have any.
+        data_root: the folder.
+        image_shape: (C, H, W) of one latent.
+        num_classes: classes; None for those of the folder.
 
     Raises:
-        ValueError: arrays that :class:`LatentCache` would refuse; nothing has been written then.
+        UserError: one line that names ``data_root`` and what is missing or wrong in it.
     """
-    count, views, channels, height, width = moments.shape if moments.ndim == 5 else (0,) * 5
-    if count < 1 or views not in (1, 2) or channels % 2 or moments.dtype not in (np.float16, np.float32):
-        raise ValueError(
-            f"moments have shape {moments.shape} and type {moments.dtype}, "
-            "expected (N, 1 or 2, 2C, H, W) of float16 or float32"
-        )
-    problem = _label_problem(labels, count, num_classes)
-    if problem:
-        raise ValueError(f"the array of labels {problem}")
-    if not _are_names(list(class_names), num_classes):
-        raise ValueError(f"class_names are not {num_classes} different names, or none")
-    description = {
-        "count": count,
-        "latent_shape": [channels // 2, height, width],
-        "num_classes": num_classes,
-        "codec": dict(codec),
-        "codec_hash": codec_hash(codec),
-        "class_names": list(class_names),
-    }
-    text = json.dumps(description, indent=2)
-    folder = Path(data_root)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in (("moments.npy", moments), ("labels.npy", labels)):
-        with open(folder / f"{name}.partial", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-    (folder / "cache.json.partial").write_text(text + "\n", encoding="utf-8")
-    # A folder without cache.json is no cache, so an interruption never leaves a mixture of two.
-    (folder / "cache.json").unlink(missing_ok=True)
-    for name in ("moments.npy", "labels.npy", "cache.json"):
-        os.replace(folder / f"{name}.partial", folder / name)
+
+    views = 2
+
+    def __init__(self, data_root: str, image_shape: tuple[int, int, int], num_classes: int | None):
+        super().__init__(data_root, "latents")
+        index, (channels, height, width) = self.index, image_shape
+        invalid = f"data_root {data_root!r} has no valid latent cache: {INDEX}"
+        if index.shape != (self.views, 2 * channels, height, width):
+            found = [index.shape[1] // 2, *index.shape[2:]]
+            raise UserError(f"{invalid} has latent_shape {found}, the recipe has {list(image_shape)}")
+        if num_classes not in (None, index.num_classes):
+            raise UserError(f"{invalid} has num_classes {index.num_classes}, the recipe has {num_classes}")
+        self.num_classes, self.class_names = index.num_classes, list(index.class_names)
+        self.codec, self.codec_hash = index.plan.get("codec"), index.plan.get("codec_hash")
+        if not isinstance(self.codec, dict) or self.codec_hash != codec_hash(self.codec):
+            raise UserError(f"{invalid} has a codec_hash that is not the hash of its codec")

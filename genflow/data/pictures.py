@@ -6,8 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from genflow.draws import Draws
 from genflow.errors import UserError
 
 #: What pictures are, whatever their names end in. Pillow knows others, of which EPS runs a program of its own.
@@ -69,3 +72,12 @@ def _composed(picture: Image.Image) -> Image.Image:
     page = Image.new("RGBA", picture.size, "white")
     page.alpha_composite(picture.convert("RGBA"))
     return page
+
+
+def to_images(pixels: np.ndarray, draws: Draws | None) -> Tensor:
+    """(B, H, W, C) bytes to (B, C, H, W) images in [-1, 1]; with ``draws`` half of them mirrored."""
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    if draws is not None:
+        mirrored = (draws.uniform("flip") < 0.5).view(-1, 1, 1, 1)
+        images = torch.where(mirrored, images.flip(3), images)
+    return images.contiguous()

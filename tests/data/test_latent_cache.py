@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genflow.data import LatentCache
-from genflow.data.latent_cache import codec_hash, write_latent_cache
+from genflow.data.latent_files import codec_hash, write_latent_cache
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.registry import DATASETS
@@ -236,7 +236,7 @@ def test_an_interrupted_rewrite_is_no_cache(root, monkeypatch):
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr("genflow.data.latent_cache.os.replace", fail)
+    monkeypatch.setattr("genflow.data.latent_files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_latent_cache(root, make_moments(), np.arange(COUNT), CODEC, CLASSES)
     assert refused(root).endswith("cache.json is missing")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genflow.data import LatentCache
-from genflow.data.latent_cache import codec_hash, write_latent_cache
+from genflow.data.latent_files import codec_hash, write_latent_cache
 from genflow.errors import UserError
 
 SHAPE, CLASSES = (2, 3, 4), 7

@@ -5,7 +5,7 @@ import pytest
 
 from genflow.codecs import SDVAE
 from genflow.config.graph import ComponentGraph
-from genflow.data.latent_cache import write_latent_cache
+from genflow.data.latent_files import write_latent_cache
 from genflow.engine.preflight import check
 from genflow.errors import UserError
 

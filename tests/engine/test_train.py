@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from genflow.codecs import SDVAE
-from genflow.data.latent_cache import write_latent_cache
+from genflow.data.latent_files import write_latent_cache
 from genflow.engine.distributed import first_node
 from genflow.engine.loop import TrainingDiverged
 from genflow.engine.train import TrainOptions, train
