@@ -1,0 +1,1 @@
+"""From pictures as people have them to packed data."""
