@@ -67,6 +67,12 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}{place}: {first}".rstrip(": ")
 
 
+def opencv_missing(what: str, error: ImportError) -> UserError:
+    """The one line for something that imports OpenCV where that cannot be imported."""
+    hint = "OpenCV needs on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
+    return UserError(f"{what} and imports OpenCV, cannot be imported: {error}; {hint}")
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The one line for an optional package that is not installed."""
     return UserError(f"this feature needs the package '{package}': pip install \"genflow[{extra}]\"")

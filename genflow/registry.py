@@ -10,12 +10,16 @@ from contextlib import contextmanager
 
 from mmengine import registry as mm
 
+from genflow.errors import opencv_missing
+
 MODELS = mm.Registry("model", parent=mm.MODELS, scope="genflow")
 DATASETS_ROOT = mm.Registry("dataset", parent=mm.DATASETS, scope="genflow")
 HOOKS_ROOT = mm.Registry("hook", parent=mm.HOOKS, scope="genflow")
 SCHEDULERS_ROOT = mm.Registry("parameter scheduler", parent=mm.PARAM_SCHEDULERS, scope="genflow")
 OPTIMIZERS_ROOT = mm.Registry("optimizer", parent=mm.OPTIMIZERS, scope="genflow")
 EVALUATORS_ROOT = mm.Registry("evaluator", parent=mm.EVALUATOR, scope="genflow")
+# Imported when a transform is asked for: mmcv imports OpenCV.
+TRANSFORMS_ROOT = mm.Registry("transform", parent=mm.TRANSFORMS, scope="genflow", locations=["genflow.data.transforms"])
 
 
 class KindRegistry(mm.Registry):
@@ -28,8 +32,8 @@ class KindRegistry(mm.Registry):
         name: the kind in words, as messages print it, e.g. ``"flow teacher"``.
         parent: GenFlow's child of the mmengine root.
         supplied: leading constructor arguments that the engine passes, not the recipe.
-        external: mmengine root whose own entries may be named as well (optimizers, schedulers).
-        unusable: those of them that need what the engine does not have.
+        external: mmengine root whose own entries may be named as well (optimizers, schedulers, mmcv's transforms).
+        unusable: those of them that need what GenFlow does not have.
     """
 
     def __init__(
@@ -46,7 +50,19 @@ class KindRegistry(mm.Registry):
         self.external = external
         self.unusable = unusable
 
+    def import_from_location(self) -> None:
+        """Import the modules of components that are not registered with the package.
+
+        Raises:
+            UserError: they need what is not installed.
+        """
+        try:
+            self.parent.import_from_location()
+        except ImportError as error:
+            raise opencv_missing(f"mmcv, which has {self.name}s", error) from error
+
     def _register_module(self, module, module_name=None, force=False):
+        self.import_from_location()  # or a name that ours need would seem free
         self.parent._register_module(module=module, module_name=module_name, force=force)
         super()._register_module(module=module, module_name=module_name, force=force)
 
@@ -57,7 +73,8 @@ class KindRegistry(mm.Registry):
         yield self
 
     def components(self) -> dict[str, type]:
-        """Every name that a recipe may give for this kind, with its class."""
+        """Every name that a recipe may give for this kind, with its class; errors as :meth:`import_from_location`."""
+        self.import_from_location()
         external = self.external.module_dict if self.external else {}
         usable = {name: cls for name, cls in external.items() if name not in self.unusable}
         return {**usable, **self.module_dict}
@@ -92,6 +109,25 @@ PARAM_SCHEDULERS = KindRegistry(
     # a validation figure after every step
     unusable=tuple(f"ReduceOnPlateau{what}" for what in ("LR", "Momentum", "ParamScheduler")),
 )
+TRANSFORMS = KindRegistry(
+    "transform",
+    TRANSFORMS_ROOT,
+    external=mm.TRANSFORMS,
+    unusable=(
+        # read files; the picture is read already, and there are no annotations
+        "LoadImageFromFile",
+        "LoadAnnotations",
+        # make numbers of another type; the data set does
+        "Normalize",
+        "ToTensor",
+        "ImageToTensor",
+        # make several pictures of one, or take their keys from several
+        "MultiScaleFlipAug",
+        "TestTimeAug",
+        "TransformBroadcaster",
+        "KeyMapper",
+    ),
+)
 
 KINDS: dict[str, KindRegistry] = {
     kind.name: kind
@@ -111,5 +147,6 @@ KINDS: dict[str, KindRegistry] = {
         EVALUATORS,
         OPTIMIZERS,
         PARAM_SCHEDULERS,
+        TRANSFORMS,  # last, for names are looked up in this order
     )
 }

@@ -1,5 +1,6 @@
 """Registries of kinds, their places under mmengine's roots, and what an import costs."""
 
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
 from genflow.config.sections import HookSlot, OptimizerSlot, SchedulerSlot
 from genflow.data.base import Dataset
+from genflow.data.pipeline import TransformSlot
 from genflow.evaluation.base import Evaluator
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators.base import FieldEstimator
@@ -37,7 +39,7 @@ CONTRACTS = [
     Method,
     TimeSampler,
 ]
-SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot]
+SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot, TransformSlot]
 
 
 def test_every_kind_is_reachable_by_its_contract():
@@ -46,8 +48,11 @@ def test_every_kind_is_reachable_by_its_contract():
 
 
 def test_every_component_fulfils_the_contract_of_its_kind():
-    contracts = {contract.kind: contract for contract in CONTRACTS}
+    from mmcv.transforms import BaseTransform
+
+    contracts = {contract.kind: contract for contract in CONTRACTS} | {"transform": BaseTransform}
     for kind, registry in KINDS.items():
+        registry.import_from_location()
         for name, cls in registry.module_dict.items():
             assert name == cls.__name__
             if kind in contracts:
@@ -67,6 +72,7 @@ def test_names_of_built_in_components():
         "method": "BiFlow",
         "optimizer": "AdamW",
         "parameter scheduler": "WarmupLR",
+        "transform": "CenterCrop",
     }
     for kind, name in expected.items():
         assert KINDS[kind].components()[name].__name__ == name
@@ -78,6 +84,8 @@ def test_other_mmengine_projects_reach_components_through_the_roots():
     assert roots.DATASETS.get("genflow.Digits") is KINDS["dataset"].get("Digits")
     assert roots.PARAM_SCHEDULERS.get("genflow.WarmupLR") is KINDS["parameter scheduler"].get("WarmupLR")
     assert roots.EVALUATOR.get("genflow.DigitsEvaluator") is KINDS["evaluator"].get("DigitsEvaluator")
+    assert roots.TRANSFORMS.get("genflow.CenterCrop").__module__ == "genflow.data.transforms"
+    assert roots.TRANSFORMS.get("CenterCrop").__module__.startswith("mmcv.")
     for kind, registry in KINDS.items():
         root = registry.parent.parent
         assert root.parent is None and root.scope == "mmengine"
@@ -94,6 +102,32 @@ def test_kinds_build_whatever_mmengines_default_scope_is():
         assert type(KINDS["optimizer"].build({"type": "SGD", "params": parameters})) is torch.optim.SGD
         with pytest.raises(KeyError, match="NoSuchLoss is not in the genflow::loss registry"):
             LOSSES.build({"type": "NoSuchLoss"})
+
+
+def test_transforms_are_ours_and_those_of_mmcv_that_take_one_picture():
+    components = KINDS["transform"].components()
+    own = {name for name, cls in components.items() if cls.__module__ == "genflow.data.transforms"}
+    assert own == {"CenterCrop", "RandomBox", "Flip", "Resize", "ToGrey"}
+    wrappers, random = {"Compose", "RandomApply", "RandomChoice"}, {"RandomFlip", "RandomGrayscale"}
+    assert components.keys() - own == {*wrappers, *random, "Pad", "RandomResize", "RandomChoiceResize"}
+
+
+def test_where_opencv_cannot_be_imported_transforms_alone_are_missed(tmp_path):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    code = """
+import genflow
+from genflow.config.slots import find_component
+from genflow.registry import KINDS
+print(find_component("Digits", list(KINDS.values()), "p").__name__)
+try:
+    KINDS["transform"].components()
+except genflow.UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    first, second = done.stdout.splitlines()
+    assert first == "Digits" and "libGL.so.1" in second and second.endswith("apt-get install libgl1 libglib2.0-0")
 
 
 def test_a_name_is_unique_among_all_models():

@@ -1,8 +1,9 @@
-"""Ranges for the arguments of torch's optimizers and mmengine's schedulers, which state none."""
+"""Ranges for the arguments of torch's optimizers, mmengine's schedulers and mmcv's transforms, which state none."""
 
 from typing import Annotated, Any
 
 from genflow.config.arguments import Argument
+from genflow.data.pipeline import TransformSlot
 from genflow.ranges import Above0, Ascending, Betas, Length, NotNegative, Positive, Power, Range, Share, Size
 
 _Pair = Annotated[tuple[Size, Size], Ascending()]
@@ -55,13 +56,19 @@ _RANGES: dict[str, Any] = {
 }
 
 
+#: As above, for mmcv, whose wrappers hold further transforms.
+_OF_TRANSFORMS: dict[str, Any] = {
+    "transforms": Annotated[list[TransformSlot | list[TransformSlot]], Length()],
+    "prob": Share | Annotated[list[Share], Length()],
+}
+
+
 def with_ranges(cls: type, signature: dict[str, Argument]) -> dict[str, Argument]:
-    """The arguments of an optimizer or scheduler that is not GenFlow's, with the ranges of their names."""
-    if cls.__module__.split(".")[0] not in ("torch", "mmengine"):
-        return signature
+    """The arguments of an optimizer, scheduler or transform that is not GenFlow's, with the ranges of their names."""
+    ranges = {"torch": _RANGES, "mmengine": _RANGES, "mmcv": _OF_TRANSFORMS}.get(cls.__module__.split(".")[0], {})
     ranged = {}
     for name, argument in signature.items():
-        annotation = _RANGES.get(name, argument.annotation)
-        may_be_null = name in _RANGES and not argument.required and argument.default is None
+        annotation = ranges.get(name, argument.annotation)
+        may_be_null = name in ranges and not argument.required and argument.default is None
         ranged[name] = argument._replace(annotation=annotation | None if may_be_null else annotation)
     return ranged

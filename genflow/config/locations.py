@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 from genflow.config.slots import Node, Section, section_signature, signature_of
+from genflow.data.folder_listing import is_address
 from genflow.ranges import OnThisMachine
 
 
@@ -16,6 +17,8 @@ def is_local(annotation: Any) -> bool:
 
 def make_absolute(plain: Any, checked: Any) -> None:
     """Make paths absolute in plain data, in place; relative ones are of the working folder, as on a command line.
+
+    Addresses (``s3://...``) are absolute.
 
     So the recipe of a run means the same files whatever folder it is opened from.
 
@@ -29,7 +32,7 @@ def make_absolute(plain: Any, checked: Any) -> None:
             if name not in plain:  # a default
                 continue
             if isinstance(value, str) and name in signature and is_local(signature[name].annotation):
-                plain[name] = os.path.abspath(value)
+                plain[name] = value if is_address(value) else os.path.abspath(value)
             else:
                 make_absolute(plain[name], value)
     elif isinstance(checked, dict):

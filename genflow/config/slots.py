@@ -249,9 +249,10 @@ def find_component(name: Any, kinds: Sequence[KindRegistry], path: str) -> type:
     Raises:
         Mismatch: none of ``kinds`` has it.
     """
-    components = {key: cls for kind in kinds for key, cls in kind.components().items()}
-    if isinstance(name, str) and name in components:
-        return components[name]
+    for kind in kinds if isinstance(name, str) else ():
+        if name in kind.components():
+            return kind.components()[name]
+    components = {key for kind in kinds for key in kind.components()}
     wanted = a_kind(kinds[0].name) if len(kinds) == 1 else "a component"
     for other in KINDS.values():
         if isinstance(name, str) and name in other.module_dict:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class Dataset(torch.utils.data.Dataset):
     class_names: Sequence[str] = ()
     #: Lines for the user about what was read, and what was left out.
     notes: Sequence[str] = ()
+    #: Where :func:`~genflow.data.skipped.list_skipped` lists what cannot be read and is left out; training sets it.
+    skipped_file: Path | None = None
 
     def check_codec(self, description: Mapping[str, Any], normalize: Callable[[Tensor], Tensor]) -> None:
         """See that the recipe's codec can be used with what is stored; pictures go with any.

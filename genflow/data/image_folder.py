@@ -1,185 +1,220 @@
-"""Pictures in a folder per class, as ImageNet comes."""
+"""Pictures as people have them: in a folder per class, in one folder, or with their labels in a file."""
 
 import os
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genflow.data.base import Dataset
-from genflow.data.crops import draw_boxes
-from genflow.data.pictures import read_picture, to_images
+from genflow.data.folder_listing import Listing, is_address, place_of
+from genflow.data.label_files import number_classes, read_labels
+from genflow.data.pictures import Colour, colour_values, read_pixels, to_images
+from genflow.data.pipeline import Pipeline, TransformSlot
+from genflow.data.skipped import list_skipped
 from genflow.draws import Draws
-from genflow.errors import UserError
-from genflow.ranges import Interval, LocalPath, Positive
+from genflow.errors import UserError, nearest
+from genflow.ranges import Interval, Length, LocalPath, NotNegative, Positive
 from genflow.registry import DATASETS
 
+#: How many times as long as the other a side may be; resized, such a picture would not fit in memory.
 _LONGEST = 100
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+#: Unreadable pictures in a row after which it is the disk's fault and not theirs.
+_TRIES = 1000
 
 
 @DATASETS.register_module()
 class ImageFolder(Dataset):
-    """``data_root/CLASS/PICTURE``, cropped to squares as ADM does, or at random (docs/drifting.md, D16).
+    """Pictures under a folder, cropped to squares as ADM does, at random (docs/drifting.md, D16), or by a pipeline.
 
-    Classes and their pictures are in the order of their names, class k being the k-th folder that holds pictures; its
-    name is a name of the class. Pictures are files ending in .jpeg, .jpg, .png, .webp or .bmp. What else lies there
-    (hidden files and folders, folders without pictures, folders inside those of classes, files with other endings) is
-    left out, and counted in :attr:`notes`. :func:`~genflow.data.pictures.read_picture` says how pictures are read.
+    With ``labels: folders`` class k is the k-th folder, by name, that holds pictures, in folders inside it too; with
+    ``none`` there are no classes; with a file they are those of :func:`~genflow.data.label_files.read_labels`. Samples
+    are sorted by class, then by path. :class:`~genflow.data.folder_listing.Listing` says what is a picture; the rest is
+    left out, and counted in :attr:`notes`. :func:`~genflow.data.pictures.read_pixels` says how pictures are read.
 
     Images are square, since the backbones take square ones: their position embeddings and windows have one side.
 
     Args:
-        data_root: the folder.
-        image_size: side S of the squares, see :func:`center_crop`.
-        num_classes: classes, as many as ``data_root`` has folders with pictures.
+        data_root: the folder, or its address (``s3://bucket/pictures``), for which mmengine has a backend.
+        image_size: side S of the squares.
+        num_classes: classes, which must be as many as are found; None for as many as are found, 0 for none: every label
+            is then 0, which means "no class".
+        pipeline: transforms that a picture goes through, to S x S pixels of ``channels``; it comes in three colours.
+            None for the crop and mirroring that ``flip`` and ``crop_area`` say, of grey pictures for one channel.
+        channels: 3 for colours, which grey pictures have too, or 1 for grey.
+        labels: ``folders``, ``none``, or a .json or .csv file, as a path in ``data_root`` or from the root.
+        background: colour behind transparent pixels: a CSS name, or [red, green, blue] from 0 to 255.
+        unreadable: what to do at a picture that cannot be read: ``stop`` with a line that names it, or ``skip`` it and
+            take the next readable one of its class. Training lists those that it skipped in ``unreadable.txt``.
         flip: mirror pictures with probability 1/2.
         crop_area: train on random boxes with a share of the picture's area between these, resized to the square
             (see :func:`~genflow.data.crops.draw_boxes`); None for the middle of the picture.
-        channels: 3 for colours, which grey pictures have too, or 1 for grey, to which colours are turned.
 
     Raises:
-        UserError: one line that names ``data_root`` and what is missing or wrong in it.
+        UserError: one line that names what is missing or wrong in the folder, the labels, or the pipeline.
     """
 
     def __init__(
         self,
         data_root: LocalPath,
         image_size: Positive,
-        num_classes: Positive = 1000,
+        num_classes: NotNegative | None = None,
+        pipeline: list[TransformSlot] | None = None,
+        channels: Literal[1, 3] = 3,
+        labels: Annotated[str, Length()] = "folders",
+        background: Colour = "white",
+        unreadable: Literal["stop", "skip"] = "stop",
         flip: bool = False,
         crop_area: Interval | None = None,
-        channels: Literal[1, 3] = 3,
     ):
         self.data_root = data_root
         self.image_size = image_size
         self.image_shape = (channels, image_size, image_size)
-        self.num_classes = num_classes
-        self.flip = flip
-        self.crop_area = crop_area
+        self.background = colour_values(background)
+        self.skips = unreadable == "skip"
         self.class_names: list[str] = []
+        self.pipeline = Pipeline(
+            self._transforms(flip, crop_area) if pipeline is None else pipeline, (image_size, image_size, channels)
+        )
+        if pipeline is not None and (flip or crop_area is not None):
+            given = "flip" if flip else "crop_area"
+            raise UserError(f"{given}: found together with pipeline, expected one of them: put Flip or RandomBox there")
         #: {what: (how many, the first of them)} of all that lies in ``data_root`` and is not read.
         self.left_out: dict[str, tuple[int, str]] = {}
-        # Arrays of bytes, because loader processes would each get a copy of lists of text.
-        self._names: list[np.ndarray] = []
-        for name in self._folders():
-            pictures = self._pictures(name)
-            if pictures:
-                self.class_names.append(name)
-                self._names.append(np.array(pictures))
-            else:
-                self._leave_out("folders without pictures", [name])
-        self._check_classes()
-        self._ends = np.cumsum([len(names) for names in self._names])
-        self.notes = [f"data_root {data_root!r}: {len(self)} pictures, {num_classes} classes{self._rest()}"]
+        samples, rest = self._samples(labels, num_classes)
+        #: (N,) int64, the class of every sample, ascending.
+        self.labels = np.array([label for label, _ in samples], dtype=np.int64)
+        self.num_classes = 0 if num_classes == 0 or labels == "none" else int(self.labels[-1]) + 1
+        # One text of bytes, because loader processes would each get a copy of a list of texts.
+        self._paths = b"".join(path for _, path in samples)
+        self._ends = np.cumsum([len(path) for _, path in samples])
+        self._listed: set[str] = set()
+        classes = f"{self.num_classes} classes" if self.num_classes else "without classes"
+        self.notes = [f"data_root {data_root!r}: {len(self)} pictures, {classes}{rest}"]
+        if pipeline is not None:  # a mistake in it shows before anything trains
+            self.read(0, Draws(0, torch.zeros(1, dtype=torch.int64)))
 
-    def _folders(self) -> list[str]:
-        """The names of folders that may hold a class, sorted."""
-        folders, *rest = _listed(self.data_root, f"data_root {self.data_root!r}")
-        self._leave_out("files beside the folders of classes", [name for names in rest for name in names])
-        self._leave_out("hidden folders", filter(_is_hidden, folders))
-        return [name for name in folders if not _is_hidden(name)]
+    def _transforms(self, flip: bool, crop_area: tuple[float, float] | None) -> list[TransformSlot]:
+        from genflow.data.transforms import CenterCrop, Flip, RandomBox, ToGrey  # here, for they import OpenCV
 
-    def _pictures(self, name: str) -> list[bytes]:
-        """The names of a class's pictures, sorted."""
-        folder = os.path.join(self.data_root, name)
-        folders, files, rest = _listed(folder, f"data_root {self.data_root!r}: {folder!r}")
-        self._leave_out("folders inside those of classes", folders, name)
-        self._leave_out("links to nothing, pipes or devices", rest, name)
-        self._leave_out("hidden files", filter(_is_hidden, files), name)
-        pictures = []
-        for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            if _is_hidden(file):
-                continue
-            if ending in _SUFFIXES:
-                pictures.append(os.fsencode(file))
-            else:
-                self._leave_out(f"files ending in {ending}" if ending else "files without an ending", [file], name)
-        return sorted(pictures)
+        size = self.image_size
+        crop = CenterCrop(size) if crop_area is None else RandomBox(size, crop_area)
+        return [*([ToGrey()] if self.image_shape[0] == 1 else []), crop, *([Flip()] if flip else [])]
 
-    def _leave_out(self, what: str, names: Iterable[str], folder: str = "") -> None:
-        for name in names:
-            count, first = self.left_out.get(what, (0, os.path.join(folder, name)))
-            self.left_out[what] = (count + 1, first)
+    def _samples(self, labels: str, num_classes: int | None) -> tuple[list[tuple[int, bytes]], str]:
+        """Label and path of every sample, sorted, and what to say of the rest; sets the names of the classes."""
+        if labels.lower().endswith((".json", ".csv")):
+            return self._of_file(labels, num_classes)
+        if labels not in ("folders", "none"):
+            hint = nearest(labels, ("folders", "none"))
+            raise UserError(f"labels: found {labels!r}, expected folders, none, or a .json or .csv file{hint}")
+        listing = Listing(self.data_root)
+        self.left_out = listing.left_out
+        if not listing.pictures:
+            raise UserError(f"data_root {self.data_root!r} has no pictures{listing}")
+        if labels == "none" and num_classes:
+            raise UserError(f"labels: none: has no classes, the recipe has num_classes {num_classes}")
+        if labels == "none" or num_classes == 0:
+            return sorted((0, os.fsencode(path)) for path in listing.pictures), str(listing)
+        return self._of_folders(listing, num_classes)
 
-    def _rest(self) -> str:
-        kinds = [f"{count} {what} ({first!r})" for what, (count, first) in self.left_out.items()]
-        return f"; left out: {', '.join(kinds)}" if kinds else ""
+    def _of_folders(self, listing: Listing, num_classes: int | None) -> tuple[list[tuple[int, bytes]], str]:
+        self.class_names = sorted({path.split("/")[0] for path in listing.pictures if "/" in path})
+        if not self.class_names:
+            found = f"has {len(listing.pictures)} pictures and no folders of classes"
+            raise UserError(f"data_root {self.data_root!r} {found}; 'labels: none' trains without classes{listing}")
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        listing.leave_out("pictures beside the folders of classes", sorted(p for p in listing.pictures if "/" not in p))
+        listing.leave_out("folders without pictures", (name for name in listing.folders if name not in numbers))
+        if num_classes not in (None, len(numbers)):
+            have = f"has {len(numbers)} folders of classes, the recipe has {num_classes}"
+            raise UserError(f"data_root {self.data_root!r} {have}{listing}")
+        samples = [(numbers[path.split("/")[0]], os.fsencode(path)) for path in listing.pictures if "/" in path]
+        return sorted(samples), str(listing)
 
-    def _check_classes(self) -> None:
-        found = len(self.class_names)
-        if found != self.num_classes:
-            have = f"has {found} folders of classes, the recipe has {self.num_classes}"
-            raise UserError(f"data_root {self.data_root!r} {have}{self._rest()}")
+    def _of_file(self, labels: str, num_classes: int | None) -> tuple[list[tuple[int, bytes]], str]:
+        file = labels if os.path.isabs(labels) or is_address(labels) else place_of(self.data_root, labels)
+        named = read_labels(file)
+        rest = ""
+        if not is_address(self.data_root):  # there a picture that is missing shows when it is read
+            there = set(Listing(self.data_root).pictures)
+            for name in named:
+                if name not in there and not os.path.isfile(place_of(self.data_root, name)):
+                    raise UserError(f"labels {file!r}: {name!r} is not in data_root {self.data_root!r}")
+            unnamed = sorted(there.difference(named))
+            if unnamed:
+                self.left_out = {"pictures without a label": (len(unnamed), unnamed[0])}
+                rest = f"; left out: {len(unnamed)} pictures without a label ({unnamed[0]!r})"
+        if num_classes == 0:
+            return sorted((0, os.fsencode(name)) for name in named), rest
+        numbers, self.class_names = number_classes(named, file, num_classes)
+        return sorted((number, os.fsencode(name)) for name, number in numbers.items()), rest
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.labels)
 
-    def batch(self, indices: Tensor, draws: Draws | None) -> dict[str, Tensor]:
-        """Read and crop pictures.
+    def path(self, index: int) -> str:
+        """Where picture ``index`` lies: a path, or an address."""
+        start = self._ends[index - 1] if index else 0
+        return place_of(self.data_root, os.fsdecode(self._paths[start : self._ends[index]]))
+
+    def read(self, index: int, draws: Draws | None = None) -> np.ndarray:
+        """Picture ``index``, transformed.
+
+        Args:
+            index: in [0, len).
+            draws: of one sample; None reads without augmentation.
+
+        Returns:
+            (S, S, C) uint8.
 
         Raises:
-            UserError: one of them cannot be read; the line names its file.
+            UserError: it cannot be read, or a transform fails; the line names the file.
+        """
+        number, pixels = self._readable(index)
+        return self.pipeline(pixels, self.path(number), int(self.labels[index]), number, draws)
+
+    def batch(self, indices: Tensor, draws: Draws | None) -> dict[str, Tensor]:
+        """Read and transform pictures.
+
+        Raises:
+            UserError: as :meth:`read`.
             IndexError: an index outside the data set.
         """
-        labels = np.searchsorted(self._ends, indices.numpy(), side="right")
+        labels = self.labels[indices.numpy()]
         own = [None] * len(indices) if draws is None else [draws[row : row + 1] for row in range(len(indices))]
-        pixels = np.stack([self._read(*sample) for sample in zip(labels, indices.numpy(), own, strict=True)])
-        return {"images": to_images(pixels, draws if self.flip else None), "labels": torch.from_numpy(labels)}
+        pixels = np.stack([self.read(*sample) for sample in zip(indices.tolist(), own, strict=True)])
+        return {"images": to_images(pixels, None), "labels": torch.from_numpy(labels)}
 
-    def _read(self, label: int, index: int, draws: Draws | None) -> np.ndarray:
-        """Sample ``index`` as (S, S, C) bytes."""
-        # Counted from the end of its class.
-        name = os.fsdecode(self._names[label][index - self._ends[label]])
-        path = os.path.join(self.data_root, self.class_names[label], name)
-        picture = read_picture(path, self.image_shape[0])
-        if max(picture.size) > _LONGEST * min(picture.size):  # resized, it would not fit in memory
-            found = f"found {picture.width} x {picture.height} pixels"
-            raise UserError(f"{path}: {found}, expected no side over {_LONGEST} times as long as the other")
-        return np.asarray(self._crop(picture, draws)).reshape(self.image_size, self.image_size, self.image_shape[0])
+    def _readable(self, index: int) -> tuple[int, np.ndarray]:
+        """Picture ``index``, or if that is skipped the next readable one of its class: number and pixels."""
+        first = None
+        for number in self._same_class(index):
+            path = self.path(number)
+            try:
+                pixels = read_pixels(path, self.background)
+                height, width = pixels.shape[:2]
+                if max(height, width) > _LONGEST * min(height, width):
+                    expected = f"expected no side over {_LONGEST} times as long as the other"
+                    raise UserError(f"{path}: found {width} x {height} pixels, {expected}")
+                return number, pixels
+            except UserError as error:
+                if not self.skips:
+                    raise
+                first = first or error
+                self._list_skipped(str(error))
+        raise UserError(f"{first}; nor can those that follow it in its class be read")
 
-    def _crop(self, picture: Image.Image, draws: Draws | None) -> Image.Image:
-        if draws is None or self.crop_area is None:
-            return center_crop(picture, self.image_size)
-        boxes = draw_boxes(draws, picture.height, picture.width, self.crop_area, use="picture crop")
-        top, left, height, width = boxes[0].tolist()
-        side = (self.image_size, self.image_size)
-        return picture.resize(side, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    def _same_class(self, index: int) -> Iterator[int]:
+        """``index`` and those that follow it in its class, whose first one follows the last."""
+        start, end = np.searchsorted(self.labels, [self.labels[index], self.labels[index] + 1]).tolist()
+        for offset in range(min(end - start, _TRIES)):
+            yield start + (index - start + offset) % (end - start)
 
-
-def center_crop(picture: Image.Image, side: int) -> Image.Image:
-    """The middle of a picture, ``side`` pixels square, as ADM crops (arXiv 2105.05233).
-
-    The picture is halved by averages of 2x2 pixels while its shorter side is at least twice ``side``, then resized so
-    that this side is ``side``, bicubic, then cropped.
-    """
-    while min(picture.size) >= 2 * side:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = side / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
-
-
-def _listed(folder: str, where: str) -> tuple[list[str], list[str], list[str]]:
-    """The names of a folder's folders, its files, and of the rest in it, each sorted; links count as what they name.
-
-    Raises:
-        UserError: it cannot be read; ``where`` says what it is.
-    """
-    found: tuple[list[str], list[str], list[str]] = ([], [], [])
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                found[0 if entry.is_dir() else 1 if entry.is_file() else 2].append(entry.name)
-    except OSError as error:
-        raise UserError(f"{where} is not a readable folder: {error.strerror}") from None
-    return tuple(sorted(names) for names in found)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+    def _list_skipped(self, line: str) -> None:
+        if self.skipped_file is None or line in self._listed:
+            return
+        self._listed.add(line)
+        list_skipped(self.skipped_file, line)

@@ -11,13 +11,14 @@ from mmengine.hooks import Hook, LoggerHook
 
 from genflow.config.graph import ComponentGraph
 from genflow.config.sections import CheckpointSection, SamplesSection
+from genflow.data.skipped import read_skipped
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
 from genflow.engine.memory import out_of_memory
 from genflow.errors import UserError
 from genflow.inference.write_images import save_grid
 from genflow.losses.base import Loss
-from genflow.runs.folder import RAW
+from genflow.runs.folder import RAW, RunFolder
 from genflow.weights import naming_disk, write_atomically
 
 #: Share of the initial weights in an average from which on the log speaks of it.
@@ -185,6 +186,27 @@ class SampleGridHook(Hook):
         save_grid(images, self._file(runner, step), columns=section.per_class)
 
 
+class SkippedHook(Hook):
+    """Tells how many files of the data were left out because they cannot be read, whenever they have doubled."""
+
+    told = 0
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._tell(runner, 2 * self.told)
+
+    def after_train(self, runner) -> None:
+        self._tell(runner, self.told)
+
+    def _tell(self, runner, known: int) -> None:
+        file = RunFolder(runner.work_dir).skipped_file
+        if not is_main_process() or not file.exists():
+            return
+        count = len(read_skipped(file))
+        if count > known:
+            self.told = count
+            runner.logger.warning(f"{count} files cannot be read, others of their classes stand in for them: {file}")
+
+
 class CostHook(Hook):
     """Logs what the model that is trained costs."""
 
@@ -208,5 +230,5 @@ def build_hooks(graph: ComponentGraph, cost: str) -> tuple[dict[str, Any], list[
         "checkpoint": CheckpointHook(section.checkpoint),
         "sampler_seed": None,
     }
-    own = [ScalarsHook(), TimeHook(), AverageHook(), SampleGridHook(section.samples), CostHook(cost)]
+    own = [ScalarsHook(), TimeHook(), AverageHook(), SampleGridHook(section.samples), SkippedHook(), CostHook(cost)]
     return default, [*own, *graph.section("custom_hooks")]

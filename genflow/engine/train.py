@@ -30,7 +30,7 @@ from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, c
 from genflow.engine.resume import given_file, kept_prerequisites, resumed_recipe, run_of, write_given
 from genflow.engine.schedule import build_schedulers
 from genflow.engine.signals import TrainingStopped, stop_requests
-from genflow.errors import RepeatedError, UserError
+from genflow.errors import RepeatedError, UserError, opencv_missing
 from genflow.methods.base import Method
 from genflow.runs.evaluate import evaluate_run, format_report
 from genflow.runs.folder import RAW, Run, RunFolder
@@ -233,8 +233,7 @@ def _build_runner(
         from genflow.engine.loop import AutocastOptimWrapper
         from genflow.engine.runner import Runner
     except ImportError as error:
-        hint = "on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
-        raise UserError(f"mmengine's runner, which imports OpenCV, cannot be imported: {error}; {hint}") from error
+        raise opencv_missing("mmengine's runner, which trains", error) from error
 
     section, optim, seed = graph.section("train_cfg"), graph.section("optim_wrapper"), graph.section("seed")
     apply_layer_settings(method, section)
@@ -242,6 +241,7 @@ def _build_runner(
     schedulers = build_schedulers(graph, optimizer.optimizer)
     parameters = method.trained_parameters()
     averages = {name: WeightAverage(parameters, rule) for name, rule in graph.section("ema").items()}
+    checked.data.dataset.skipped_file = folder.skipped_file
     data = checked.data.dataset.fingerprint()
     state = TrainingState(seed, method, optimizer.optimizer, schedulers, averages, data=data)
     if checkpoint is not None:

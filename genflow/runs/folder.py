@@ -48,6 +48,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.json"
         self.metrics_lock = self.path / ".metrics.json.lock"
         self.scalars_file = self.path / "scalars.jsonl"
+        self.skipped_file = self.path / "unreadable.txt"
 
     def __str__(self) -> str:
         return str(self.path)

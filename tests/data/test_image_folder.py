@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from genflow.data import ImageFolder
-from genflow.data.image_folder import center_crop
+from genflow.data.pictures import center_crop
 from genflow.draws import Draws
 from genflow.errors import UserError
 from genflow.registry import DATASETS
@@ -118,8 +118,8 @@ def test_folders_that_are_no_data_set(root):
     with pytest.raises(UserError) as caught:
         read(root, num_classes=3)
     assert str(caught.value) == (
-        f"data_root '{root}' has 2 folders of classes, the recipe has 3; left out: 1 files beside the folders of "
-        "classes ('list.png'), 1 files ending in .txt ('a/notes.txt'), 1 folders without pictures ('c')"
+        f"data_root '{root}' has 2 folders of classes, the recipe has 3; left out: 1 files ending in .txt "
+        "('a/notes.txt'), 1 pictures beside the folders of classes ('list.png'), 1 folders without pictures ('c')"
     )
 
 
@@ -179,7 +179,6 @@ def test_what_is_no_picture_of_a_class_shifts_no_label_and_is_counted(root):
     Image.new("L", (SIDE, SIDE)).save(root / ".cache" / "0.png")
     (root / "0_empty").mkdir()
     (root / "aa" / "nested").mkdir(parents=True)
-    Image.new("L", (SIDE, SIDE)).save(root / "aa" / "nested" / "0.png")
     for name in ("a/.0.png", "a/0.gif", "a/1.gif", "a/README"):
         (root / name).write_bytes(b"no picture")
     (root / "a" / "0.png").mkdir()
@@ -189,10 +188,9 @@ def test_what_is_no_picture_of_a_class_shifts_no_label_and_is_counted(root):
     assert dataset.class_names == ["a", "b"] and len(dataset) == 3
     assert dataset.batch(torch.arange(3), None)["labels"].tolist() == [0, 0, 1]
     assert dataset.left_out == {
-        "files beside the folders of classes": (1, "list.png"),
+        "pictures beside the folders of classes": (1, "list.png"),
         "hidden folders": (1, ".cache"),
         "folders without pictures": (2, "0_empty"),
-        "folders inside those of classes": (2, "a/0.png"),
         "links to nothing, pipes or devices": (2, "a/pipe.png"),
         "hidden files": (1, "a/.0.png"),
         "files ending in .gif": (2, "a/0.gif"),
@@ -200,7 +198,7 @@ def test_what_is_no_picture_of_a_class_shifts_no_label_and_is_counted(root):
         "files ending in .txt": (1, "a/notes.txt"),
     }
     (note,) = dataset.notes
-    assert note.startswith(f"data_root '{root}': 3 pictures, 2 classes; left out: 1 files beside")
+    assert note.startswith(f"data_root '{root}': 3 pictures, 2 classes; left out: 1 hidden folders")
     assert "2 files ending in .gif ('a/0.gif')" in note
 
 

@@ -128,5 +128,5 @@ def test_a_text_that_unpacks_without_end_is_refused(tmp_path):
 def test_a_picture_that_is_a_program_is_not_run(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
-    with pytest.raises(UserError, match="cannot identify image file"):
+    with pytest.raises(UserError, match="expected BMP, GIF, JPEG"):
         read_picture(path, 3)
