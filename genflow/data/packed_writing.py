@@ -192,7 +192,7 @@ def _write_index(folder: Path, packing: Packing, plan: dict[str, Any], count: in
     counts = np.bincount(labels, minlength=packing.num_classes)[: packing.num_classes]
     empty = np.flatnonzero(counts == 0)
     if len(empty):
-        name = packing.class_names[empty[0]] if packing.class_names else empty[0]
+        name = packing.class_names[empty[0]] if packing.class_names else int(empty[0])
         raise UserError(f"{folder}: class {name!r} has no picture that could be read")
     index = Index(
         packing.holds,

@@ -218,7 +218,7 @@ def test_folders_that_hold_no_finished_run(refused, tool, here, run):
     [
         (["--labels", "10"], "--labels: found 10, expected 0 to 9"),
         (["--labels", "3", "-1"], "--labels: found -1, expected 0 to 9"),
-        (["--num", "0"], "--num: found 0, expected at least 1"),
+        (["--num", "0"], "--num: found 0, expected 1 to 10,000,000"),
         (["--num", "2", "--per-class", "2"], "--num and --per-class exclude each other"),
         (["--batch-size", "0"], "--batch-size: found 0, expected at least 1"),
         (["--guidance", "nan"], "--guidance: found nan, expected a finite number"),
