@@ -76,7 +76,7 @@ class Listing:
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in entries:
-                    found[0 if entry.is_dir() else 1 if entry.is_file() else 2].append(os.path.join(folder, entry.name))
+                    found[_sort_of(entry)].append(os.path.join(folder, entry.name))
         except OSError as error:
             raise self._unreadable(folder, error) from None
         folders, files, rest = (sorted(paths) for paths in found)
@@ -86,14 +86,15 @@ class Listing:
         self.leave_out("hidden folders", filter(_is_hidden, folders))
         inside = [path for path in folders if not _is_hidden(path)]
         if folder:
-            again = []
+            new = []
             for path in inside:
                 identity = self._identity(path)
                 if identity in seen:
-                    again.append(path)
+                    self.leave_out("links to folders that are read already", [path])
+                else:
+                    new.append(path)
                 seen.add(identity)
-            self.leave_out("links to folders that are read already", again)
-            inside = [path for path in inside if path not in again]
+            return new
         return inside
 
     def _take_file(self, path: str) -> None:
@@ -121,7 +122,7 @@ class Listing:
             backend = fileio.get_file_backend(self.root)
             if not hasattr(backend, "list_dir_or_file"):
                 raise NotImplementedError
-            paths = sorted(backend.list_dir_or_file(self.root, list_dir=False, recursive=True))
+            paths = sorted(backend.list_dir_or_file(self.root.rstrip("/"), list_dir=False, recursive=True))
         except NotImplementedError:
             hint = "name the pictures in a file: 'labels: labels.json'"
             raise UserError(f"data_root {self.root!r} cannot be listed; {hint}") from None
@@ -135,6 +136,14 @@ class Listing:
         for path in sorted(set(paths) - set(hidden)):
             self._take_file(path)
         self.folders = sorted({path.split("/")[0] for path in self.pictures if "/" in path})
+
+
+def _sort_of(entry: os.DirEntry) -> int:
+    """0 for a folder, 1 for a regular file, 2 for what is neither, or cannot be told, such as a link to itself."""
+    try:
+        return 0 if entry.is_dir() else 1 if entry.is_file() else 2
+    except OSError:
+        return 2
 
 
 def _is_hidden(path: str) -> bool:

@@ -14,7 +14,7 @@ from genflow.errors import UserError, reason
 
 
 class TransformSlot:
-    """A transform of pictures, by class name: GenFlow's, mmcv's, or another ``mmcv.transforms.BaseTransform``.
+    """A transform of pictures, by class name: of GenFlow, of mmcv, or another ``mmcv.transforms.BaseTransform``.
 
     It takes and returns a dictionary: ``img`` (H, W, 3) uint8, red first; ``img_path``; ``gt_label``; and ``draws``,
     the :class:`~genflow.draws.Draws` of one sample, or None for reading without augmentation.

@@ -13,10 +13,11 @@ def list_skipped(file: Path, line: str) -> None:
     Raises:
         UserError: the list cannot be written.
     """
+    line = line.encode(errors="backslashreplace").decode()
     try:
         with FileLock(file.with_name(f".{file.name}.lock")):
             if line not in read_skipped(file):
-                with file.open("a", encoding="utf-8", errors="backslashreplace") as opened:
+                with file.open("a", encoding="utf-8") as opened:
                     opened.write(f"{line}\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None

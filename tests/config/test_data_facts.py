@@ -57,6 +57,13 @@ def test_the_data_are_asked_for_the_rest(recipe):
     assert plain["model"]["backbone"]["num_classes"] == 10 and plain["model"]["codec"]["image_size"] == 8
 
 
+def test_folders_and_one_folder_say_how_many_classes_there_are(recipe):
+    folder = f"type: ImageFolder, data_root: {recipe.parent / 'pictures'}, image_size: 8, channels: 1"
+    for options, classes in (("", 3), (", labels: none", 0), (", num_classes: 0", 0)):
+        overrides = [f"train_dataloader.dataset={{{folder}{options}}}", "default_hooks.samples.classes=1"]
+        assert ComponentGraph.load(recipe, overrides).plain["model"]["backbone"]["num_classes"] == classes
+
+
 def test_a_run_opens_and_goes_on_without_asking_again(recipe, tmp_path):
     run = train(recipe, options=TrainOptions(tmp_path / "run"))
     (tmp_path / "pictures").rename(tmp_path / "moved")

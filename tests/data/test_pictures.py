@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genflow.data.pictures import read_picture
+from genflow.data.pictures import colour_values, read_picture, read_pixels
 from genflow.errors import UserError
 
 
@@ -84,6 +84,42 @@ def test_colours_become_grey_by_their_luma_and_grey_becomes_colours(tmp_path):
     assert values(file, 1).tolist() == [[76, 150, 10]]
     file = save(tmp_path / "cmyk.jpg", Image.new("CMYK", (8, 8)))
     assert values(file, 1).min() > 250 and values(file).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"),
+    [("white", [255, 255, 255]), ("RebeccaPurple", [102, 51, 153]), ("#0102ff", [1, 2, 255]), ([9, 8, 7], [9, 8, 7])],
+)
+def test_transparent_pixels_show_the_colour_behind_them(tmp_path, colour, expected):
+    file = save(tmp_path / "x.png", Image.new("RGBA", (1, 1), (40, 50, 60, 0)))
+    assert read_pixels(file, colour_values(colour)).tolist() == [[expected]]
+    half = save(tmp_path / "half.png", Image.new("RGBA", (1, 1), (100, 100, 100, 51)))
+    found = read_pixels(half, colour_values(colour))[0, 0].astype(int)
+    assert np.abs(found - (0.8 * np.array(expected) + 20)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("colour", "hint"),
+    [("whit", "; nearest match: 'white'"), ("#01020304", ""), ("rgb(", ""), ("", "")],
+)
+def test_colours_that_are_none(colour, hint):
+    with pytest.raises(UserError) as caught:
+        colour_values(colour)
+    expected = "expected a CSS name of a colour or [red, green, blue]"
+    assert str(caught.value).startswith(f"background: found {colour!r}, {expected}") and hint in str(caught.value)
+
+
+def test_what_is_read_can_be_changed_in_place(tmp_path):
+    for name, picture in (("plain.jpg", Image.new("RGB", (4, 2))), ("alpha.png", Image.new("RGBA", (4, 2)))):
+        pixels = read_pixels(save(tmp_path / name, picture))
+        pixels += 1
+        assert pixels.shape == (2, 4, 3) and pixels.flags["C_CONTIGUOUS"]
+
+
+def test_a_file_that_is_larger_than_any_picture_is_not_read(tmp_path):
+    with open(tmp_path / "x.png", "wb") as file:
+        file.truncate(2**30 + 1)
+    assert refused(tmp_path / "x.png").endswith("found 1073741825 bytes, expected at most 1073741824")
 
 
 def refused(path: Path) -> str:

@@ -144,6 +144,22 @@ def test_other_pictures_or_names_are_not_gone_on_with(run, pictures, refused):
     assert "was trained with class_names" in refused("train", *resume)
 
 
+def test_one_flat_folder_trains_without_classes(pictures, tiny_recipe, tool):
+    for file in (pictures / "cats").glob("*.png"):
+        file.rename(pictures / f"{file.stem}.PNG")
+    for name in CLASSES:
+        shutil.rmtree(pictures / name)
+    data = {"type": "ImageFolder", "data_root": "pictures", "image_size": 8, "channels": 1, "labels": "none"}
+    tiny_recipe["train_dataloader"]["dataset"] = data
+    tiny_recipe["model"]["flow"]["num_classes"] = "$data.num_classes"
+    tiny_recipe["train_cfg"]["max_iters"] = 1
+    Path("tiny.yaml").write_text(dump_yaml(tiny_recipe | {"evaluation": None}))
+    run = train("tiny.yaml", options=TrainOptions(Path("flat")))
+    assert load_recipe(run / "recipe.yaml")["model"]["flow"]["num_classes"] == 0
+    tool("sample", run, "--num", 2, "--out", "x.npz")
+    assert np.load("x.npz")["images"].shape == (2, 8, 8, 1)
+
+
 def test_the_same_folder_by_another_path_is_gone_on_with(run, pictures, tool):
     where = f"train_dataloader.dataset.data_root=../{pictures.parent.name}/pictures"
     tool("train", "tiny.yaml", "--work-dir", run, "--resume", "--cfg-options", "train_cfg.max_iters=2", where)
