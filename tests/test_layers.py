@@ -32,12 +32,12 @@ FLOORS = [
     ["analysis", "inference"],
     ["runs"],
     ["engine"],
-    ["benchmarks", "conversion", "reproduction"],
+    ["benchmarks", "conversion", "preparation", "reproduction"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: Rooms that know components by their names: what they are about is one of them.
-NAME_COMPONENTS = {"conversion", "reproduction"}
+NAME_COMPONENTS = {"conversion", "preparation", "reproduction"}
 
 
 def imports(path: Path) -> set[str]:
