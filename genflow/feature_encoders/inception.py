@@ -1,0 +1,78 @@
+"""The Inception network of 2015-12-05, by which FIDs are measured, through torch-fidelity."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from genflow.errors import UserError, missing_extra, reason
+from genflow.feature_encoders.base import FeatureEncoder
+from genflow.ranges import LocalPath
+from genflow.registry import FEATURE_ENCODERS
+
+#: The layers in the order of the forward pass, by torch-fidelity's names.
+_LAYERS = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *(f"Mixed_{name}" for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")),
+    "AvgPool",
+)
+
+
+@FEATURE_ENCODERS.register_module()
+class Inception(FeatureEncoder):
+    """``pooled``, (B, 1, 2048), and the 1,008 logits of the network of FID and Inception Score, without their bias.
+
+    Images are rounded to 8 bits, resized to 299 pixels a side, and taken as (x - 128) / 128 (docs/drifting.md, D18).
+
+    Args:
+        weights: the file ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity's release; None lets
+            torch-fidelity fetch it into torch's cache.
+        resize: ``tensorflow1``: bilinear as TensorFlow 1 has it, that of ADM, torch-fidelity and most published FIDs;
+            ``half_pixel``: between the centres of pixels, that of the JAX evaluations of pMF and Drifting.
+
+    Raises:
+        UserError: torch-fidelity is not installed, or ``weights`` is not that file.
+    """
+
+    num_classes = 1008
+    feature_names = ("pooled",)
+
+    def __init__(self, weights: LocalPath | None = None, resize: Literal["tensorflow1", "half_pixel"] = "tensorflow1"):
+        super().__init__()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise missing_extra("torch-fidelity", "fid") from error
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"weights of Inception: there is no file '{weights}'")
+        try:
+            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+        except Exception as error:  # whatever a download or a file of another sort raises
+            raise UserError(f"weights of Inception: {weights or 'the download'}: {reason(error)}") from error
+        self.layers = nn.Sequential(*(getattr(network, name) for name in _LAYERS))
+        self.classifier = network.fc
+        self.resize = resize
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3 or 1, H, W) images in [-1, 1] to ``{"pooled": (B, 1, 2048)}``."""
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
+        return {"pooled": self.layers((self._resized(pixels) - 128) / 128).flatten(1).unsqueeze(1)}
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, 3 or 1, H, W) images in [-1, 1] to (B, 1008) logits."""
+        return self.logits(self(images)["pooled"].squeeze(1))
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """(B, 2048) features to (B, 1008) logits."""
+        return pooled @ self.classifier.weight.T
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        size = (299, 299)
+        if self.resize == "half_pixel":
+            return interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        return interpolate_bilinear_2d_like_tensorflow1x(pixels.to(torch.float32), size=size, align_corners=False)
