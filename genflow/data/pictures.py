@@ -101,7 +101,7 @@ def read_pixels(path: str | Path, background: tuple[int, int, int] = (255, 255, 
             with Image.open(io.BytesIO(content)) as picture:
                 return _decoded(content, picture, background)
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable picture: Pillow knows no such format") from None
+        raise UserError(f"{path}: not a readable picture: cannot identify image file") from None
     except ImportError as error:
         raise opencv_missing("mmcv, which decodes pictures", error) from error
     except Exception as error:  # decoders fail in many ways

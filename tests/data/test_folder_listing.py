@@ -175,7 +175,7 @@ def test_an_address_is_listed_and_read_by_its_backend(store):
     }
     assert len(read("memory://bucket/set/", labels="none")) == 3
     store["memory://bucket/set/b/1.png"] = b"text"
-    with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: Pillow knows no such"):
+    with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: cannot identify"):
         dataset.read(1)
     store.clear()
     with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: KeyError"):
