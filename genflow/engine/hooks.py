@@ -192,19 +192,20 @@ class SkippedHook(Hook):
     told = size = 0
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self._tell(runner, 2 * self.told)
+        file = RunFolder(runner.work_dir).skipped_file
+        size = file.stat().st_size if is_main_process() and file.exists() else 0
+        if size != self.size:
+            self.size = size
+            self._tell(runner, 2 * self.told)
 
     def after_train(self, runner) -> None:
-        self._tell(runner, self.told)
+        if is_main_process():
+            self._tell(runner, self.told)
 
     def _tell(self, runner, known: int) -> None:
         file = RunFolder(runner.work_dir).skipped_file
-        size = file.stat().st_size if is_main_process() and file.exists() else 0
-        if size == self.size:
-            return
         count = len(read_skipped(file))
         if count > known:
-            self.size = size
             self.told = count
             runner.logger.warning(f"{count} files cannot be read, others of their classes stand in for them: {file}")
 
