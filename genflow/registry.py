@@ -121,6 +121,9 @@ TRANSFORMS = KindRegistry(
         "Normalize",
         "ToTensor",
         "ImageToTensor",
+        # shrink without antialiasing, and hand on keywords for it that no signature names
+        "RandomResize",
+        "RandomChoiceResize",
         # make several pictures of one, or take their keys from several
         "MultiScaleFlipAug",
         "TestTimeAug",

@@ -109,7 +109,7 @@ def test_transforms_are_ours_and_those_of_mmcv_that_take_one_picture():
     own = {name for name, cls in components.items() if cls.__module__ == "genflow.data.transforms"}
     assert own == {"CenterCrop", "RandomBox", "Flip", "Resize", "ToGrey"}
     wrappers, random = {"Compose", "RandomApply", "RandomChoice"}, {"RandomFlip", "RandomGrayscale"}
-    assert components.keys() - own == {*wrappers, *random, "Pad", "RandomResize", "RandomChoiceResize"}
+    assert components.keys() - own == {*wrappers, *random, "Pad"}
 
 
 def test_where_opencv_cannot_be_imported_transforms_alone_are_missed(tmp_path):

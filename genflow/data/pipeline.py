@@ -73,7 +73,7 @@ class Pipeline:
             made, wanted = (" x ".join(map(str, shape)) for shape in (pixels.shape, self.shape))
             hint = "; ToGrey makes one channel" if pixels.shape[:2] == self.shape[:2] and self.shape[2] == 1 else ""
             raise UserError(f"{path}: {self} makes {made} {pixels.dtype}, expected {wanted} uint8{hint}")
-        return pixels
+        return np.ascontiguousarray(pixels)
 
 
 @contextmanager

@@ -49,7 +49,9 @@ class CenterCrop(_PictureTransform):
 
 @TRANSFORMS.register_module()
 class RandomBox(_PictureTransform):
-    """A random box, resized to a square; see :func:`~genflow.data.crops.draw_boxes`. Without draws, the middle.
+    """A random box, resized to a square (docs/drifting.md, D16); see :func:`~genflow.data.crops.draw_boxes`.
+
+    Without draws it is the middle of the picture, as :class:`CenterCrop` takes it.
 
     Args:
         size: side of the square.

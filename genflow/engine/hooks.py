@@ -189,18 +189,21 @@ class SampleGridHook(Hook):
 class SkippedHook(Hook):
     """Tells how many files of the data were left out because they cannot be read, whenever they have doubled."""
 
-    told = 0
+    told = size = 0
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self._tell(runner, 2 * self.told)
+        file = RunFolder(runner.work_dir).skipped_file
+        size = file.stat().st_size if is_main_process() and file.exists() else 0
+        if size != self.size:
+            self.size = size
+            self._tell(runner, 2 * self.told)
 
     def after_train(self, runner) -> None:
-        self._tell(runner, self.told)
+        if is_main_process():
+            self._tell(runner, self.told)
 
     def _tell(self, runner, known: int) -> None:
         file = RunFolder(runner.work_dir).skipped_file
-        if not is_main_process() or not file.exists():
-            return
         count = len(read_skipped(file))
         if count > known:
             self.told = count

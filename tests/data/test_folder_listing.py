@@ -110,6 +110,14 @@ def test_links_are_followed_and_circles_end(tmp_path):
     }
 
 
+def test_of_several_ways_to_a_folder_the_first_is_taken(tmp_path):
+    fill(tmp_path / "elsewhere", ["0.png"])
+    for name in ("y", "x", "z"):
+        (tmp_path / "root" / "a" / name).mkdir(parents=True)
+        (tmp_path / "root" / "a" / name / "link").symlink_to(tmp_path / "elsewhere")
+    assert paths(read(tmp_path / "root")) == ["a/x/link/0.png"]
+
+
 def test_folders_that_all_link_to_each_other_are_read_once_each(tmp_path):
     names = [f"f{number}" for number in range(12)]
     fill(tmp_path, [f"{name}/x.png" for name in names])
@@ -175,9 +183,13 @@ def test_an_address_is_listed_and_read_by_its_backend(store):
     }
     assert len(read("memory://bucket/set/", labels="none")) == 3
     store["memory://bucket/set/b/1.png"] = b"text"
+<<<<<<< HEAD
     with pytest.raises(
-        UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: expected BMP, GIF, JPEG"
+        UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: expected BMP"
     ):
+=======
+    with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: cannot identify"):
+>>>>>>> 5f03239f8156165ddd62d8ffa0bbc692e1c22fb1
         dataset.read(1)
     store.clear()
     with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: KeyError"):

@@ -41,9 +41,10 @@ MAPPING = {"3.jpg.png": 1, "0.png": 0, "00/2.png": 1, "4.tif": 0}
         ({"made_by": "x", "labels": [["./" + file, label] for file, label in MAPPING.items()]}, "json"),
         ("file,label\n" + "".join(f"{file},{label}\n" for file, label in MAPPING.items()), "csv"),
         ("".join(f'"{file}" , {label}\r\n\r\n' for file, label in MAPPING.items()).replace('" ,', '",'), "csv"),
-        ("\ufeffimage_id,class\n" + "".join(f"{file},{label}\n" for file, label in MAPPING.items()), "CSV"),
+        ("image_id,class\n" + "".join(f"{file},{label}\n" for file, label in MAPPING.items()), "CSV"),
+        ("\ufeff" + "".join(f"{file},{label}\n" for file, label in MAPPING.items()), "csv"),
     ],
-    ids=["mapping", "stylegan", "dots", "csv", "quoted", "excel"],
+    ids=["mapping", "stylegan", "dots", "csv", "quoted", "capitals", "excel"],
 )
 def test_every_form_gives_the_same_classes(root, content, ending):
     dataset = read(root, content, ending)

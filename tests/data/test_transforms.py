@@ -158,6 +158,8 @@ def test_the_global_generators_are_left_as_they_were(root):
     assert first.equal(second)  # without draws the index is the seed
     assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
     assert torch.get_rng_state().equal(before[2])
+    (root / "a" / "2.png").write_bytes((root / "a" / "0.png").read_bytes())
+    assert not np.array_equal(dataset.read(0), dataset.read(1))
     seeds = [dataset.batch(torch.arange(3), Draws(seed, torch.arange(3)))["images"] for seed in (0, 1)]
     assert not seeds[0].equal(seeds[1])
 

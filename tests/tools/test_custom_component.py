@@ -15,6 +15,7 @@ from PIL import Image
 
 from genflow import registry
 from genflow.config.recipe import load_recipe
+from genflow.config.yaml_text import parse_yaml
 from genflow.errors import UserError
 from genflow.weights import read_weights
 
@@ -166,6 +167,29 @@ def test_the_data_set_of_the_document():
         assert not whole.equal(plain["images"]) and whole[2:4].equal(part)
     finally:
         del registry.DATASETS._module_dict["Stripes"], registry.DATASETS.parent._module_dict["Stripes"]
+
+
+def test_the_transform_of_the_document(tmp_path):
+    from genflow.config.slots import check_component
+    from genflow.data import ImageFolder
+    from genflow.data.pipeline import TransformSlot
+    from genflow.draws import Draws
+
+    namespace = {"__name__": "fading_in_a_test"}
+    exec(compile(blocks("python")[2], "fading.py", "exec"), namespace)
+    try:
+        (recipe,) = (block for block in blocks("yaml") if "fading" in block)
+        data = parse_yaml(recipe, "recipe")["train_dataloader"]["dataset"]
+        assert [node.kind for node in check_component(data, "p").arguments["pipeline"]] == [TransformSlot.kind] * 3
+        (tmp_path / "a").mkdir()
+        Image.new("RGB", (4, 4), (10, 20, 30)).save(tmp_path / "a" / "0.png")
+        dataset = ImageFolder(str(tmp_path), 4, pipeline=[namespace["Fade"](most=0.3)])
+        shares = 0.3 * Draws(0, torch.arange(5)).uniform("fade")
+        images = dataset.batch(torch.zeros(5, dtype=torch.int64), Draws(0, torch.arange(5)))["images"]
+        assert torch.allclose((images[:, 2, 0, 0] + 1) * 127.5, 30 * (1 - shares) + 255 * shares, atol=0.51)
+    finally:
+        for place in (registry.TRANSFORMS, registry.TRANSFORMS.parent):
+            del place._module_dict["Fade"]
 
 
 def test_the_document_tells_the_truth_about_mistakes():
