@@ -106,11 +106,7 @@ def read_pixels(path: str | Path, background: tuple[int, int, int] = (255, 255, 
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
                 return _decoded(content, picture, background)
     except UnidentifiedImageError:
-<<<<<<< HEAD
         raise UserError(f"{path}: not a readable picture: expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP") from None
-=======
-        raise UserError(f"{path}: not a readable picture: cannot identify image file") from None
->>>>>>> 5f03239f8156165ddd62d8ffa0bbc692e1c22fb1
     except ImportError as error:
         raise opencv_missing("mmcv, which decodes pictures", error) from error
     except Exception as error:  # decoders fail in many ways

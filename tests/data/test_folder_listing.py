@@ -183,13 +183,7 @@ def test_an_address_is_listed_and_read_by_its_backend(store):
     }
     assert len(read("memory://bucket/set/", labels="none")) == 3
     store["memory://bucket/set/b/1.png"] = b"text"
-<<<<<<< HEAD
-    with pytest.raises(
-        UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: expected BMP"
-    ):
-=======
-    with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: cannot identify"):
->>>>>>> 5f03239f8156165ddd62d8ffa0bbc692e1c22fb1
+    with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: expected BMP"):
         dataset.read(1)
     store.clear()
     with pytest.raises(UserError, match=r"^memory://bucket/set/b/1.png: not a readable picture: KeyError"):
