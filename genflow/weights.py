@@ -101,6 +101,12 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, with their digest; tied ones are written under each of their names."""
     plain: dict[str, Tensor] = {}

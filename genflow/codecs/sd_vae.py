@@ -1,6 +1,5 @@
 """The autoencoder of Stable Diffusion (arXiv 2112.10752), through diffusers."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from genflow.codecs.base import Codec
 from genflow.errors import UserError, missing_extra
 from genflow.ranges import Above0, Length, LocalPath, Positive
 from genflow.registry import CODECS
+from genflow.weights import file_digest
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -139,8 +139,7 @@ def _digest(folder: Path) -> str:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"weights of SDVAE: '{folder}' holds neither {names[0]} nor {names[1]}")
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return file_digest(file)
 
 
 def _load(weights: str | None) -> "AutoencoderKL":

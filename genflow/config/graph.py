@@ -220,12 +220,16 @@ class ComponentGraph:
                 node = self.components[node.name]
         return node
 
-    def section(self, name: str) -> Any:
+    def section(self, name: str, weights: WeightLoader | None = None) -> Any:
         """Build one section of the recipe, e.g. ``train_dataloader``, with its defaults.
 
         Sections of components are built anew at every call; None where the recipe has none and needs none.
+
+        Args:
+            name: of the section.
+            weights: loads the artifacts of prerequisites; without it they are built on the meta device.
         """
-        return self._build(self.recipe.arguments[name], {}, None)
+        return self._build(self.recipe.arguments[name], {}, weights)
 
     def build(
         self,

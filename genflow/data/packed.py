@@ -5,7 +5,6 @@ labels (``labels_00000.npy``). The index is written last, so a folder without it
 (:mod:`genflow.data.packed_writing`).
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from genflow.errors import UserError, kind_of, shown
+from genflow.weights import file_digest
 
 INDEX, PLAN = "index.json", "plan.json"
 FORMAT, VERSION = "genflow packed data", 1
@@ -224,12 +224,6 @@ def _open(path: Path, kind: np.dtype, shape: Sequence[int]) -> np.ndarray:
         found = f"found an array of {array.dtype} of shape {array.shape}"
         raise UserError(f"{path}: {found}, the index says {kind} of shape {tuple(shape)}")
     return array
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def faults(folder: Path) -> Iterator[str]:

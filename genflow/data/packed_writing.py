@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 
-from genflow.data.packed import DTYPES, INDEX, PLAN, Holds, Index, Shard, file_digest, read_index
+from genflow.data.packed import DTYPES, INDEX, PLAN, Holds, Index, Shard, read_index
 from genflow.errors import UserError, shown
-from genflow.weights import target_of, write_atomically, write_text
+from genflow.weights import file_digest, target_of, write_atomically, write_text
 
 #: Bytes of a shard where nothing else is asked: few enough files for a process to hold all of them open.
 SHARD_BYTES = 2**30

@@ -1,1 +1,2 @@
 from genflow.evaluation.digits import DigitsEvaluator
+from genflow.evaluation.generation import GenerationEvaluator

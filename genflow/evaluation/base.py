@@ -1,11 +1,33 @@
 """The contract of evaluators."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from genflow.errors import UserError
 from genflow.generators.base import Generator
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an evaluation a process does.
+
+    Args:
+        rank, size: its number, and that of the processes; every one of them calls :meth:`Evaluator.evaluate`.
+        partial: where it keeps what is done, so that a killed call goes on; a name of these settings alone. None keeps
+            nothing.
+    """
+
+    rank: int = 0
+    size: int = 1
+    partial: Path | None = None
+
+
+ALONE = Share()
 
 
 class Evaluator:
@@ -35,6 +57,7 @@ class Evaluator:
         guidance: float | None = None,
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] | None = None,
+        share: Share = ALONE,
     ) -> dict[str, float]:
         """Generate ``num_samples`` images and measure them.
 
@@ -44,6 +67,7 @@ class Evaluator:
             guidance: scale; None takes the generator's default.
             device: where to generate.
             progress: called with (images so far, ``num_samples``) after every batch.
+            share: this process's part; one that is quick may do all of it in each.
 
         Returns:
             figures by name.
@@ -52,6 +76,18 @@ class Evaluator:
             UserError: as :meth:`check`, or the generator returned samples that are not finite.
         """
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What the figures depend on beside the generator, of plain JSON values; written beside them."""
+        return {}
+
+    def bootstrap(self, repeats: int, seed: int = 0) -> dict[str, float]:
+        """Standard deviations of figures of the last :meth:`evaluate` by resampling.
+
+        Raises:
+            UserError: this evaluator cannot say.
+        """
+        raise UserError(f"a {type(self).__name__} has no error bars")
 
     def reference(self, num_classes: int = 0) -> dict[str, float]:
         """The same figures for real data of these classes, 0 for all; empty where they have no meaning."""

@@ -17,8 +17,7 @@ class Convention:
         name: in recipes.
         rounding: how images in [-1, 1] become bytes: ``truncated``: clip(127.5 x + 128) cut down to integers;
             ``rounded``: clip((x + 1) / 2 * 255) to the nearest.
-        labels: of the images: ``balanced``, class i mod K for image i; ``uniform``, drawn; ``reference``, those of the
-            reference's pictures in turn.
+        labels: of the images: ``balanced``, class i mod K for image i, or ``uniform``, drawn.
         inception: the resize of :class:`~genflow.feature_encoders.inception.Inception` that goes with it.
         reference: which statistics the published figures are measured against.
         beside: published figures that one measured this way may stand beside.
@@ -26,7 +25,7 @@ class Convention:
 
     name: str
     rounding: Literal["truncated", "rounded"]
-    labels: Literal["balanced", "uniform", "reference"]
+    labels: Literal["balanced", "uniform"]
     inception: Literal["tensorflow1", "half_pixel"]
     reference: str
     beside: str
@@ -37,15 +36,13 @@ class Convention:
             return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
         return ((images.float().clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
 
-    def choose_labels(self, count: int, classes: int, seed: int, reference: Tensor | None = None) -> Tensor:
+    def choose_labels(self, count: int, classes: int, seed: int) -> Tensor:
         """(count,) int64 labels of the images 0, 1, ...; zeros without classes."""
         positions = torch.arange(count)
         if not classes:
             return torch.zeros_like(positions)
         if self.labels == "uniform":
             return Draws(seed, positions).integers("evaluated class", classes)
-        if self.labels == "reference" and reference is not None:
-            return reference[positions % len(reference)]
         return positions % classes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genflow.data.digits import Digits
 from genflow.errors import UserError
-from genflow.evaluation.base import Evaluator
+from genflow.evaluation.base import ALONE, Evaluator, Share
 from genflow.evaluation.metrics import frechet_distance, precision_recall
 from genflow.generators.base import Generator
 from genflow.ranges import Positive, Range
@@ -56,6 +56,7 @@ class DigitsEvaluator(Evaluator):
         guidance: float | None = None,
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] | None = None,
+        share: Share = ALONE,
     ) -> dict[str, float]:
         """As :meth:`Evaluator.evaluate`; image i is asked to show digit i % 10, or i % classes where there are fewer.
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genflow.data.base import Dataset
 from genflow.errors import UserError, shown
 from genflow.evaluation.conventions import Convention
-from genflow.evaluation.moments import Gaussian, Moments
+from genflow.evaluation.extraction import extract
+from genflow.evaluation.moments import Gaussian
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.weights import write_atomically
+from genflow.weights import file_digest, write_atomically
 
 #: Names of mean and covariance in published files: ADM's and torch-fidelity's, and those of some JAX evaluations.
 _NAMES = (("mu", "sigma"), ("mean", "cov"), ("ref_mu", "ref_sigma"))
@@ -68,9 +70,7 @@ def read_statistics(path: str | Path, width: int | None = None) -> Statistics:
         raise UserError(f"{path}: its covariance is not symmetric")
     if width is not None and len(mean) != width:
         raise UserError(f"{path}: has {len(mean)} features, the extractor {width}")
-    with open(path, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return Statistics(Gaussian(mean, covariance), facts if isinstance(facts, dict) else {}, digest)
+    return Statistics(Gaussian(mean, covariance), facts if isinstance(facts, dict) else {}, file_digest(path))
 
 
 def check_facts(statistics: Statistics, path: str, expected: Mapping[str, Any]) -> None:
@@ -122,9 +122,14 @@ def make_statistics(
     if out.exists() or out.suffix != ".npz":
         found = "is there already" if out.exists() else "has another ending"
         raise UserError(f"{out}: {found}, expected a new file ending in .npz")
-    moments = moments_of(dataset, encoder, convention, batch_size, device, progress)
+    encoder.to(device).eval()
+
+    def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
+        batch = dataset.batch(torch.arange(first, first + count), None)
+        return convention.to_bytes(batch["images"]).to(device), batch["labels"]
+
+    gaussian = extract({"": encoder}, pictures, len(dataset), batch_size, 0, progress=progress)[""].gaussian
     facts = {**facts_of(encoder, convention, dataset.image_shape), "count": len(dataset), "data": dataset.fingerprint()}
-    gaussian = moments.gaussian
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -142,32 +147,3 @@ def facts_of(encoder: FeatureEncoder, convention: Convention, image_shape: tuple
         "rounding": convention.rounding,
         "image_shape": list(image_shape),
     }
-
-
-def moments_of(
-    dataset: Dataset,
-    encoder: FeatureEncoder,
-    convention: Convention,
-    batch_size: int,
-    device: torch.device | str,
-    progress: Callable[[int, int], None] | None = None,
-) -> Moments:
-    """The moments of a data set's features."""
-    moments: Moments | None = None
-    for first in range(0, len(dataset), batch_size):
-        indices = torch.arange(first, min(first + batch_size, len(dataset)))
-        features = pooled(encoder, convention.to_bytes(dataset.batch(indices, None)["images"]).to(device))
-        moments = Moments.none(features.shape[1]) if moments is None else moments
-        moments.add(features)
-        if progress is not None:
-            progress(int(indices[-1]) + 1, len(dataset))
-    if moments is None:
-        raise UserError("the reference has no pictures")
-    return moments
-
-
-@torch.no_grad()
-def pooled(encoder: FeatureEncoder, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) bytes to the (B, D) pooled features of an encoder."""
-    features = encoder(pixels.float() / 127.5 - 1)["pooled"].float()
-    return features.mean(dim=1)

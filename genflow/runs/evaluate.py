@@ -1,13 +1,50 @@
 """Evaluate a run and lay the figures out beside those of real data."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.dist import get_dist_info, is_main_process
 from rich.table import Table
 
-from genflow.errors import UserError
+from genflow.config.recipe import dump_yaml
+from genflow.evaluation.base import Evaluator, Share
 from genflow.runs.folder import Run
+from genflow.weights import file_digest
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How samples are made that are measured.
+
+    Args:
+        seed: of their noise.
+        guidance: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`; None for the generator's default.
+        average: which average of the weights, by name; None for the exported one.
+        steps, interval: as in :meth:`genflow.generators.base.Generator.set_sampling`.
+    """
+
+    seed: int = 0
+    guidance: float | None = None
+    average: str | None = None
+    steps: int | None = None
+    interval: tuple[float, float] | None = None
+
+    def key(self, guidance: float) -> str:
+        """Where metrics.json keeps the figures; ``guidance`` is the scale in the end."""
+        key = "evaluation"
+        if self.seed or any(value is not None for value in (self.guidance, self.average, self.steps, self.interval)):
+            key += f", seed {self.seed}, guidance {guidance:g}, average {self.average}"
+        if self.steps is not None:
+            key += f", {self.steps} steps"
+        if self.interval is not None:
+            key += ", interval {:g} to {:g}".format(*self.interval)
+        return key
 
 
 def evaluate_run(
@@ -16,19 +53,20 @@ def evaluate_run(
     guidance: float | None = None,
     average: str | None = None,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     steps: int | None = None,
     interval: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run as its recipe's ``evaluation`` section says and record it in metrics.json.
 
+    This process does all of it, whether it is one of several or not.
+
     Args:
         run: the run.
-        seed, guidance, progress: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`.
-        average: which average of the weights, by name; None for the exported one.
+        seed, guidance, average, steps, interval: as in :class:`Setting`.
         device: where to generate.
-        steps, interval: as in :meth:`genflow.generators.base.Generator.set_sampling`.
+        progress: as in :meth:`genflow.evaluation.base.Evaluator.evaluate`.
 
     Returns:
         ``{"model": {figure: value}, "real": {figure: value}, "nfe", "seed", "guidance", ...}``, and ``interval`` if one
@@ -37,33 +75,68 @@ def evaluate_run(
     Raises:
         UserError: the run's recipe has no ``evaluation`` section, or its weights cannot be used.
     """
-    evaluator = run.graph.section("evaluation")
-    if evaluator is None:
-        source = run.graph.source
-        raise UserError(f"{source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
-    if average == run.exported_average:
-        average = None
+    setting = Setting(seed, guidance, average, steps, None if interval is None else tuple(interval))
+    return measure(run, run.evaluator(), setting, device, progress)
+
+
+def measure(
+    run: Run,
+    evaluator: Evaluator,
+    setting: Setting,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    shared: bool = False,
+    bootstrap: int = 0,
+) -> dict[str, Any]:
+    """Measure a run at one setting, and record it.
+
+    Args:
+        run: the run.
+        evaluator: its own, see :meth:`~genflow.runs.folder.Run.evaluator`; it keeps what it knows of real data.
+        setting: how samples are made.
+        device, progress: as in :func:`evaluate_run`.
+        shared: whether all processes of the group call this, and share the work.
+        bootstrap: resamplings for error bars, which are ``error`` in the report.
+
+    Raises:
+        UserError: as :func:`evaluate_run`.
+    """
+    average = None if setting.average == run.exported_average else setting.average
     generator = run.generator(device, average)
-    generator.set_sampling(steps, interval)
+    generator.set_sampling(setting.steps, setting.interval)
+    rank, size = get_dist_info() if shared else (0, 1)
+    partial = run.path / ".evaluation" / f"{_digest(run, evaluator, setting)}.process_{rank}_of_{size}.pt"
+    share = Share(rank, size, partial)
+    figures = evaluator.evaluate(generator, setting.seed, setting.guidance, device, progress, share)
     report = {
-        "model": evaluator.evaluate(generator, seed, guidance, device, progress),
+        "model": figures,
         "real": evaluator.reference(generator.num_classes),
         "nfe": generator.nfe,
-        "seed": seed,
-        "guidance": generator.default_guidance if guidance is None else guidance,
+        "seed": setting.seed,
+        "guidance": generator.default_guidance if setting.guidance is None else setting.guidance,
         "average": average,
         "samples": evaluator.num_samples,
+        **evaluator.facts(),
     }
-    key = "evaluation"
-    if seed or any(value is not None for value in (guidance, average, steps, interval)):
-        key += f", seed {seed}, guidance {report['guidance']:g}, average {average}"
-    if steps is not None:
-        key += f", {steps} steps"
-    if interval is not None:
-        report["interval"] = list(interval)
-        key += ", interval {:g} to {:g}".format(*interval)
-    run.write_metrics({key: report})
+    if bootstrap:
+        report["error"] = evaluator.bootstrap(bootstrap, setting.seed)
+    if setting.steps is not None:
+        report["steps"] = setting.steps
+    if setting.interval is not None:
+        report["interval"] = list(setting.interval)
+    partial.unlink(missing_ok=True)
+    if rank == 0 and (not shared or is_main_process()):
+        recorded = Setting(setting.seed, setting.guidance, average, setting.steps, setting.interval)
+        run.write_metrics({recorded.key(report["guidance"]): report})
     return report
+
+
+def _digest(run: Run, evaluator: Evaluator, setting: Setting) -> str:
+    """What a half-done evaluation may be gone on from by: everything that its figures depend on."""
+    section = run.graph.plain.get("evaluation")
+    settings = [dump_yaml({"evaluation": section}), vars(setting), evaluator.num_samples]
+    settings.append(file_digest(run.weights_file(setting.average)))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def report_table(report: dict[str, Any]) -> Table:
@@ -73,8 +146,9 @@ def report_table(report: dict[str, Any]) -> Table:
     table.add_column("model", justify="right")
     table.add_column("real data", justify="right")
     for name, value in report["model"].items():
-        real = report["real"].get(name)
-        table.add_row(name, f"{value:.3f}", "" if real is None else f"{real:.3f}")
+        real, error = report["real"].get(name), report.get("error", {}).get(name)
+        spread = "" if error is None else f" +- {error:.3f}"
+        table.add_row(name, f"{value:.3f}{spread}", "" if real is None else f"{real:.3f}")
     return table
 
 

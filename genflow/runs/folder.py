@@ -16,6 +16,7 @@ from genflow.config.graph import ComponentGraph
 from genflow.config.imports import AllowImports
 from genflow.config.recipe import dump_yaml
 from genflow.errors import UserError, nearest, shown
+from genflow.evaluation.base import Evaluator
 from genflow.generators.base import Generator
 from genflow.methods.base import Method
 from genflow.runs.ownership import check_own, signed
@@ -232,6 +233,18 @@ class Run(RunFolder):
             name = self.graph.model.cls.__name__
             raise UserError(f"{self}: {name} trains no generator, there is nothing to sample")
         return generator.to(device)
+
+    def evaluator(self) -> Evaluator:
+        """What the recipe's ``evaluation`` says, with the weights of prerequisites that it uses.
+
+        Raises:
+            UserError: the recipe says nothing, or weights are missing or damaged.
+        """
+        evaluator = self.graph.section("evaluation", self._prerequisite_weights)
+        if evaluator is None:
+            source = self.graph.source
+            raise UserError(f"{source}: evaluation: missing; name an evaluator, e.g. {{type: DigitsEvaluator}}")
+        return evaluator
 
     def _prerequisite_weights(self, name: str) -> dict[str, Tensor]:
         return read_weights(self.prerequisite_file(name))
