@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, device, run_tool
+from genflow.cli.parser import Parser, default_device, device, run_tool
 from genflow.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -70,13 +70,29 @@ def parse() -> argparse.Namespace:
         "--emoji-test", type=Path, help="Unicode's list (default: where the package unicode-data has it)"
     )
     emoji.set_defaults(run=_emoji)
+    statistics = commands.add_parser(
+        "statistics",
+        help="mean and covariance of a data set's features, for Frechet distances",
+        description="Write mean and covariance of an extractor's features of packed pictures, for GenerationEvaluator.",
+        example="python tools/prepare_data.py statistics data/imagenet256 imagenet256.npz --convention jax",
+    )
+    statistics.add_argument("source", help="packed pictures")
+    statistics.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
+    statistics.add_argument(
+        "--extractor", help="a feature encoder as in a recipe (default: the convention's Inception)"
+    )
+    statistics.add_argument("--convention", default="torch_fidelity", help="adm, torch_fidelity (default) or jax")
+    statistics.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
+    statistics.add_argument("--device", type=device, help="where to encode (default: a GPU if there is one)")
+    statistics.set_defaults(run=_statistics)
     verify = commands.add_parser(
         "verify",
-        help="compare packed data with their checksums",
-        description="Read every file of packed data and compare it with the index; a line for each that differs.",
+        help="compare packed data with their checksums, or look at a file of statistics",
+        description="Read every file of packed data and compare it with the index, a line for each that differs; or "
+        "see that a file of statistics can be used.",
         example="python tools/prepare_data.py verify data/folder64",
     )
-    verify.add_argument("folder", type=Path, help="packed data")
+    verify.add_argument("folder", type=Path, help="packed data, or an .npz of statistics")
     verify.set_defaults(run=_verify)
     return parser.parse_args()
 
@@ -173,10 +189,43 @@ def _emoji(arguments: argparse.Namespace) -> None:
     _say(arguments.out, index, "emoji", index.num_classes, dataset)
 
 
+def _statistics(arguments: argparse.Namespace) -> None:
+    from genflow.config.graph import ComponentGraph
+    from genflow.data.packed_images import PackedImages
+    from genflow.errors import UserError, nearest
+    from genflow.evaluation.conventions import CONVENTIONS
+    from genflow.evaluation.statistics import make_statistics
+    from genflow.feature_encoders.base import FeatureEncoder
+
+    name = arguments.convention
+    if name not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise UserError(f"--convention: found {name!r}, expected one of {known}{nearest(name, CONVENTIONS)}")
+    inception = f"{{type: Inception, resize: {CONVENTIONS[name].inception}}}"
+    encoder = ComponentGraph.component(arguments.extractor or inception, "--extractor")
+    if not isinstance(encoder, FeatureEncoder):
+        raise UserError(f"--extractor: found a {type(encoder).__name__}, expected a feature encoder")
+    if getattr(encoder, "resize", CONVENTIONS[name].inception) != CONVENTIONS[name].inception:
+        raise UserError(f"--extractor: the convention {name} resizes otherwise, expected {inception}")
+    dataset = PackedImages.opened(arguments.source)
+    with ExitStack() as stack:
+        shown = _shown(stack, "encoding")
+        out, size, where = arguments.out, arguments.batch_size, arguments.device or default_device()
+        made = make_statistics(dataset, encoder, CONVENTIONS[name], out, size, where, shown)
+    print(f"{out}: {len(made.gaussian.mean)} features of {len(dataset)} pictures")
+    print(f"in a recipe: evaluation: {{statistics: {{NAME: {out}}}}}")
+
+
 def _verify(arguments: argparse.Namespace) -> None:
     from genflow.data.packed import faults, read_index
     from genflow.errors import UserError
+    from genflow.evaluation.statistics import read_statistics
 
+    if arguments.folder.suffix == ".npz":
+        statistics = read_statistics(arguments.folder)
+        said = ", ".join(f"{name} {value}" for name, value in statistics.facts.items()) or "it does not say of what"
+        print(f"{arguments.folder}: {len(statistics.gaussian.mean)} features; {said}")
+        return
     found = list(faults(arguments.folder))
     for fault in found[:-1]:
         print(f"error: {UserError(fault)}")

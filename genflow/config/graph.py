@@ -18,7 +18,7 @@ from genflow.config.building import few_modules
 from genflow.config.data_facts import fill_facts
 from genflow.config.imports import AllowImports, Imports
 from genflow.config.locations import make_absolute
-from genflow.config.recipe import load_recipe
+from genflow.config.recipe import load_recipe, parse_yaml
 from genflow.config.sections import PrerequisiteSection, RecipeSections
 from genflow.config.slots import Mismatch, Node, Reference, Section
 from genflow.errors import UserError, nearest, reason, shown
@@ -288,6 +288,22 @@ class ComponentGraph:
             return slots.build(value, make, resolve)
         except Mismatch as error:
             raise UserError(f"{self.source}: {error}") from None
+
+    @classmethod
+    def component(cls, text: str, where: str) -> Any:
+        """Build a component that refers to no other, written as in a recipe.
+
+        Args:
+            text: ``{type: NAME, ...}``.
+            where: what messages call it.
+
+        Raises:
+            UserError: it is none, or refuses its arguments.
+        """
+        try:
+            return cls._build_alone(slots.check_component(parse_yaml(text, where), where), "command line")
+        except Mismatch as error:
+            raise UserError(str(error)) from None
 
     @classmethod
     def _build_alone(cls, node: Node, source: str) -> Any:

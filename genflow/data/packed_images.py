@@ -51,6 +51,16 @@ class PackedImages(Dataset):
         self.notes = [f"data_root {data_root!r}: {len(self)} pictures, {self.num_classes} classes{left_out}"]
         self._labels = torch.from_numpy(self._packed.labels if self.num_classes else 0 * self._packed.labels)
 
+    @classmethod
+    def opened(cls, data_root: str) -> "PackedImages":
+        """The pictures of a folder, of whatever size they are.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        size, _, channels = PackedRows(data_root, "images").index.shape
+        return cls(data_root, size, channels=channels)
+
     def __len__(self) -> int:
         return len(self._packed)
 

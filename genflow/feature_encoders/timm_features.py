@@ -11,7 +11,10 @@ from genflow.errors import UserError, nearest, reason
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.ranges import LocalPath, Positive
 from genflow.registry import FEATURE_ENCODERS
-from genflow.weights import load_weights, read_state
+from genflow.weights import read_state
+
+#: Models whose positions are made for one size; the others take any.
+_SIZED = ("vit_", "eva", "beit", "deit", "swin", "flexivit", "siglip")
 
 
 @FEATURE_ENCODERS.register_module()
@@ -40,17 +43,17 @@ class TimmFeatures(FeatureEncoder):
         name = model.split(".", maxsplit=1)[0]
         if not timm.is_model(name):
             raise UserError(f"model: found {model!r}, expected a model of timm{nearest(name, timm.list_models())}")
-        options = {} if image_size is None else {"img_size": image_size}
+        # timm itself fits positions to another size, and leaves the classifier aside.
+        state = None if weights is None else read_state(Path(weights))
+        given = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": state}}
+        size = {"img_size": image_size} if image_size and name.startswith(_SIZED) else {}
         try:
-            network = timm.create_model(model, pretrained=weights is None, num_classes=0, **options)
-        except TypeError:  # convolutional networks take any size
-            network = timm.create_model(model, pretrained=weights is None, num_classes=0)
-        except Exception as error:  # timm's hub fails in many ways
-            raise UserError(f"model {model!r} cannot be had: {reason(error)}") from error
-        if weights is not None:
-            state = read_state(Path(weights))
-            own = network.state_dict()
-            load_weights(network, {key: value for key, value in state.items() if key in own}, Path(weights))
+            network = timm.create_model(model, pretrained=True, num_classes=0, **given, **size)
+        except Exception as error:  # timm, its hub and its loaders fail in many ways
+            raise UserError(f"model {model!r}: {weights or 'its weights'}: {reason(error)}") from error
+        missing = [] if state is None else [key for key in network.state_dict() if key not in state]
+        if missing:  # timm would leave them at random
+            raise UserError(f"{weights}: has no '{missing[0]}', expected the weights of timm's {name}")
         self.network = network.eval().requires_grad_(False)
         config = resolve_model_data_config(network)
         self.image_size = image_size or config["input_size"][-1]

@@ -1,0 +1,149 @@
+"""tools/evaluate.py from end to end: a classifier's features, sweeps, several processes, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genflow.engine.train import TrainOptions, train
+from genflow.runs.evaluate import Setting
+from genflow.runs.sweep import settings_of
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "evaluate.py"
+CLASSIFIER = "prerequisites.classifier.recipe"
+RECIPE = f"""
+_base_: {ROOT}/recipes/pmf_digits.yaml
+prerequisites: {{classifier: {ROOT}/recipes/classifier_digits.yaml}}
+model: {{backbone: {{width: 16, depth: 2, heads: 2, head_depth: 1, auxiliary_depth: 1}}}}
+train_cfg: {{max_iters: 2}}
+default_hooks: {{samples: {{per_class: 1}}}}
+evaluation:
+  _delete_: true
+  type: GenerationEvaluator
+  extractors: {{classifier: $classifier}}
+  reference: {{type: Digits, split: train}}
+  validation: {{type: Digits, split: test}}
+  num_samples: 60
+  batch_size: 7
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    options = [f"{CLASSIFIER}.train_cfg.max_iters=3"]
+    return train(folder / "tiny.yaml", options, options=TrainOptions(folder / "run"))
+
+
+def evaluate(run, *arguments, launch=()):
+    command = [sys.executable, *launch, TOOL, run, *arguments]
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+
+
+def metrics(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_training_ends_with_the_figures_and_what_they_depend_on(run):
+    report = metrics(run)["evaluation"]
+    assert set(report["model"]) >= {
+        "fd",
+        "fdr",
+        "kernel_distance",
+        "precision",
+        "recall",
+        "inception_score",
+        "accuracy",
+    }
+    assert report["real"]["fdr"] == 1 and report["samples"] == 60
+    assert report["convention"] == "torch_fidelity" and len(report["extractors"]["classifier"]) == 16
+    assert report["beside"].startswith("none: no extractor is the Inception network")
+
+
+def test_processes_get_what_one_gets(run):
+    said = evaluate(run, "--seed", "1")
+    assert "published figures that these may stand beside: none" in said
+    alone = metrics(run).pop("evaluation, seed 1, guidance 1, average None")
+    evaluate(run, "--seed", "1", launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    shared = metrics(run)["evaluation, seed 1, guidance 1, average None"]
+    assert shared["model"] == pytest.approx(alone["model"], rel=1e-5)
+    assert not list((run / ".evaluation").glob("*.pt"))
+
+
+def test_a_sweep_is_a_table_a_picture_and_the_best(run):
+    said = evaluate(run, "--sweep", "guidance=1:2:0.5", "average=all", "--bootstrap", "5")
+    assert "best fd: " in said and str(run / "sweep.png") in said
+    with Image.open(run / "sweep.png") as picture:
+        assert picture.width > 800
+    reports = [entry for entry in metrics(run).values() if isinstance(entry, dict) and "error" in entry]
+    assert len(reports) == 3 * 4 and {report["guidance"] for report in reports} == {1, 1.5, 2}
+    assert all(report["error"]["fd"] > 0 for report in reports)
+
+
+def test_a_killed_call_goes_on(run):
+    options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=600")
+    process = subprocess.Popen(list(map(str, [sys.executable, TOOL, run, *options])), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list((run / ".evaluation").glob("*.pt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (partial,) = (run / ".evaluation").glob("*.pt")
+    evaluate(run, *options)
+    found = metrics(run)["evaluation, seed 3, guidance 1, average None"]
+    assert not partial.exists() and found["samples"] == 600
+    evaluate(run, *options)
+    assert metrics(run)["evaluation, seed 3, guidance 1, average None"]["model"] == found["model"]
+
+
+AVERAGES = ["main", "slow", "none"]
+
+
+def test_settings_are_every_one_with_every_other():
+    found = settings_of(["guidance=1:2:0.5", "average=all", "interval=0:1,0.1:0.7"], Setting(seed=4), AVERAGES)
+    assert len(found) == 3 * 3 * 2 and {setting.seed for setting in found} == {4}
+    assert found[0] == Setting(4, 1.0, "main", None, (0.0, 1.0))
+    assert [setting.guidance for setting in settings_of(["guidance=1,2.5"], Setting(), AVERAGES)] == [1, 2.5]
+    assert [setting.guidance for setting in settings_of(["guidance=0:0.3:0.1"], Setting(), AVERAGES)] == [
+        0,
+        0.1,
+        0.2,
+        0.3,
+    ]
+    assert settings_of([], Setting(seed=2), AVERAGES) == [Setting(seed=2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["guidanc=1"], "found 'guidanc=1', expected NAME=VALUES of guidance, average, interval, steps, seed; nearest"),
+        (["guidance"], "found 'guidance', expected NAME=VALUES"),
+        (["guidance=1", "guidance=2"], "found guidance twice"),
+        (["guidance=1:2"], "guidance: found '1:2', expected numbers as 1:4:0.5"),
+        (["guidance=1:4:0"], "guidance: found '1:4:0'"),
+        (["guidance=4:1:1"], "guidance: found '4:1:1'"),
+        (["guidance=nan"], "guidance: found 'nan'"),
+        (["guidance=1:1e9:1"], "guidance: found '1:1e9:1'"),
+        (["guidance="], "guidance: found ''"),
+        (
+            ["average=half_life_12"],
+            "average: found 'half_life_12', there is half_life_6k, half_life_12k, half_life_3k, none; ",
+        ),
+        (["interval=0.7:0.1"], "interval: found '0.7:0.1'"),
+        (["interval=0.5"], "interval: found '0.5'"),
+        (["steps=1.5"], "steps: found '1.5'"),
+        (["steps=0"], "steps: found '0'"),
+        (["seed=-1"], "seed: found '-1'"),
+        (["guidance=1:100:1", "seed=0:99:1"], "found 10000 settings, expected at most 1000"),
+    ],
+)
+def test_sweeps_that_mean_nothing_are_one_line(refused, run, words, problem):
+    assert f"--sweep: {problem}" in refused("evaluate", run, "--sweep", *words)
