@@ -94,14 +94,14 @@ def pack_images(reader: Reader, out: Path, shard_size: int | None = None, progre
     shape = source.read(_first_readable(reader)).shape
 
     def make(indices: np.ndarray) -> Made:
-        rows, kept, left_out = np.empty((len(indices), *shape), dtype=np.uint8), [], []
-        for _, pixels, problem in reader.read(indices):
+        rows, kept, left_out = np.empty((len(indices), *shape), dtype=np.uint8), np.ones(len(indices), dtype=bool), []
+        for place, (_, pixels, problem) in enumerate(reader.read(indices)):
             if pixels is None:
+                kept[place] = False
                 left_out.append(problem)
             else:
-                rows[sum(kept)] = pixels
-            kept.append(pixels is not None)
-        return Made(rows[: sum(kept)], np.array(kept), left_out)
+                rows[place - len(left_out)] = pixels
+        return Made(rows[: len(rows) - len(left_out)], kept, left_out)
 
     return write_packed(out, _packing(reader, "images", shape, make, {}, shard_size), progress)
 

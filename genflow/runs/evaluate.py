@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.dist import get_dist_info, is_main_process
+from mmengine.dist import get_dist_info
 from rich.table import Table
 
 from genflow.config.recipe import dump_yaml
@@ -125,7 +125,7 @@ def measure(
     if setting.interval is not None:
         report["interval"] = list(setting.interval)
     partial.unlink(missing_ok=True)
-    if rank == 0 and (not shared or is_main_process()):
+    if rank == 0:
         recorded = Setting(setting.seed, setting.guidance, average, setting.steps, setting.interval)
         run.write_metrics({recorded.key(report["guidance"]): report})
     return report
