@@ -23,7 +23,7 @@ KINDS = [
 #: From the bottom up; a room imports from the floors below its own, and from itself.
 FLOORS = [
     ["errors"],
-    ["condition", "draws", "ranges", "registry", "weights"],
+    ["condition", "draws", "processes", "ranges", "registry", "weights"],
     ["layers"],
     [*KINDS, "data"],
     ["generators"],

@@ -34,6 +34,7 @@ def main() -> None:
         help="measure many settings: guidance=1:4:0.5, average=all, interval=0:1,0.1:0.7, steps=1,2, seed=0,1; also "
         "draws sweep.png in the run folder",
     )
+    parser.add_argument("--num-samples", type=int, metavar="N", help="images to generate (default: the recipe's)")
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="error bars from N resamplings")
     parser.add_argument("--device", type=device, help="where to generate (default: a GPU of each process, or the CPU)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
@@ -53,7 +54,10 @@ def main() -> None:
     from genflow.runs.sweep import best_of, draw_sweep, settings_of, sweep_run, sweep_table
 
     start_process_group(find_launcher(arguments.launcher))
-    run = open_run(arguments.run, arguments.cfg_options, arguments.allow_imports)
+    overrides = list(arguments.cfg_options)
+    if arguments.num_samples is not None:
+        overrides.append(f"evaluation.num_samples={arguments.num_samples}")
+    run = open_run(arguments.run, overrides, arguments.allow_imports)
     interval = None if arguments.interval is None else tuple(arguments.interval)
     base = Setting(arguments.seed, arguments.guidance, arguments.average, arguments.steps, interval)
     averages = [run.exported_average, *(name for name in (*run.averages, RAW) if name != run.exported_average)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.parser import Parser, device, run_tool
 from genflow.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -79,11 +79,19 @@ def parse() -> argparse.Namespace:
     statistics.add_argument("source", help="packed pictures")
     statistics.add_argument("out", type=Path, metavar="OUT.npz", help="file to write")
     statistics.add_argument(
-        "--extractor", help="a feature encoder as in a recipe (default: the convention's Inception)"
+        "--extractor",
+        help="a run folder, whose artifact encodes, or a feature encoder as in a recipe (default: the convention's "
+        "Inception)",
     )
-    statistics.add_argument("--convention", default="torch_fidelity", help="adm, torch_fidelity (default) or jax")
+    statistics.add_argument(
+        "--convention", default="torch_fidelity", help="adm, torch_fidelity (default), jax or drifting"
+    )
     statistics.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
-    statistics.add_argument("--device", type=device, help="where to encode (default: a GPU if there is one)")
+    statistics.add_argument(
+        "--device", type=device, help="where to encode (default: a GPU of each process, or the CPU)"
+    )
+    _add_launcher(statistics)
+    statistics.add_imports()
     statistics.set_defaults(run=_statistics)
     verify = commands.add_parser(
         "verify",
@@ -122,6 +130,10 @@ def _add_source(parser: Parser) -> None:
     parser.add_argument("--download", action="store_true", help="let torchvision fetch what is not there")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: this one)")
     parser.add_argument("--shard-size", type=int, help="samples in a file (default: about a GiB of them)")
+    _add_launcher(parser)
+
+
+def _add_launcher(parser: Parser) -> None:
     parser.add_argument(
         "--launcher", choices=["auto", "none", "pytorch", "slurm"], default="auto", help="what started the processes"
     )
@@ -190,30 +202,51 @@ def _emoji(arguments: argparse.Namespace) -> None:
 
 
 def _statistics(arguments: argparse.Namespace) -> None:
-    from genflow.config.graph import ComponentGraph
+    from mmengine.dist import get_dist_info, is_main_process
+
     from genflow.data.packed_images import PackedImages
+    from genflow.engine.distributed import find_launcher, start_process_group, training_device
     from genflow.errors import UserError, nearest
+    from genflow.evaluation.base import Share
     from genflow.evaluation.conventions import CONVENTIONS
     from genflow.evaluation.statistics import make_statistics
-    from genflow.feature_encoders.base import FeatureEncoder
 
     name = arguments.convention
     if name not in CONVENTIONS:
         known = ", ".join(CONVENTIONS)
         raise UserError(f"--convention: found {name!r}, expected one of {known}{nearest(name, CONVENTIONS)}")
+    start_process_group(find_launcher(arguments.launcher))
     inception = f"{{type: Inception, resize: {CONVENTIONS[name].inception}}}"
-    encoder = ComponentGraph.component(arguments.extractor or inception, "--extractor")
-    if not isinstance(encoder, FeatureEncoder):
-        raise UserError(f"--extractor: found a {type(encoder).__name__}, expected a feature encoder")
+    encoder = _extractor(arguments.extractor or inception, arguments.allow_imports)
     if getattr(encoder, "resize", CONVENTIONS[name].inception) != CONVENTIONS[name].inception:
         raise UserError(f"--extractor: the convention {name} resizes otherwise, expected {inception}")
     dataset = PackedImages.opened(arguments.source)
     with ExitStack() as stack:
         shown = _shown(stack, "encoding")
-        out, size, where = arguments.out, arguments.batch_size, arguments.device or default_device()
-        made = make_statistics(dataset, encoder, CONVENTIONS[name], out, size, where, shown)
+        out, size, where = arguments.out, arguments.batch_size, arguments.device or training_device()
+        made = make_statistics(dataset, encoder, CONVENTIONS[name], out, size, where, shown, Share(*get_dist_info()))
+    if not is_main_process():
+        return
     print(f"{out}: {len(made.gaussian.mean)} features of {len(dataset)} pictures")
     print(f"in a recipe: evaluation: {{statistics: {{NAME: {out}}}}}")
+
+
+def _extractor(text: str, allow_imports: Any) -> Any:
+    """The feature encoder that ``--extractor`` names."""
+    from genflow.config.graph import ComponentGraph
+    from genflow.errors import UserError
+    from genflow.feature_encoders.base import FeatureEncoder
+    from genflow.runs.folder import open_run
+
+    if Path(text).is_dir():
+        encoder = open_run(text, (), allow_imports).method().artifact_module
+    else:
+        encoder = ComponentGraph.component(text, "--extractor")
+    if not isinstance(encoder, FeatureEncoder):
+        raise UserError(f"--extractor: found a {type(encoder).__name__}, expected a feature encoder")
+    if not encoder.trained:
+        raise UserError(f"--extractor: a {type(encoder).__name__} has random weights; name the folder of a run")
+    return encoder
 
 
 def _verify(arguments: argparse.Namespace) -> None:

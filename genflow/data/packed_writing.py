@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+from mmengine.dist import get_rank, get_world_size
 
 from genflow.data.packed import DTYPES, INDEX, PLAN, Holds, Index, Shard, read_index
 from genflow.errors import UserError, shown
+from genflow.processes import agreed, decided
 from genflow.weights import file_digest, target_of, write_atomically, write_text
 
 #: Bytes of a shard where nothing else is asked: few enough files for a process to hold all of them open.
@@ -79,28 +80,30 @@ def write_packed(folder: Path, packing: Packing, progress: Callable[[int, int], 
     """
     plan = {**packing.plan, "samples": len(packing.labels), "shard_size": packing.size}
     plan = json.loads(json.dumps(plan))  # as it is read again
-    if _begun(folder, plan) == INDEX:
+    if agreed(lambda: _begun(folder, plan)) == INDEX:  # all have looked before one writes
         return read_index(folder)
-    barrier()  # all have looked before one writes
-    if is_main_process():
+
+    def begin() -> None:
         _remove_partial(folder)
         write_text(folder / PLAN, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
-    barrier()
+
+    decided(begin)
     starts = range(0, len(packing.labels), packing.size)
     own = list(enumerate(starts))[get_rank() :: get_world_size()]
     total = sum(min(packing.size, len(packing.labels) - start) for _, start in own)
-    done = 0
-    for number, start in own:
-        indices = np.arange(start, min(start + packing.size, len(packing.labels)))
-        if _read_shard(folder, packing.holds, number) is None:
-            _write_shard(folder, packing, number, indices)
-        done += len(indices)
-        if progress is not None:
-            progress(done, total)
-    barrier()
-    if is_main_process():
-        _write_index(folder, packing, plan, len(starts))
-    barrier()
+
+    def write_own() -> None:
+        done = 0
+        for number, start in own:
+            indices = np.arange(start, min(start + packing.size, len(packing.labels)))
+            if _read_shard(folder, packing.holds, number) is None:
+                _write_shard(folder, packing, number, indices)
+            done += len(indices)
+            if progress is not None:
+                progress(done, total)
+
+    agreed(write_own)
+    decided(lambda: _write_index(folder, packing, plan, len(starts)))
     return read_index(folder)
 
 

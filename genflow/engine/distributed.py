@@ -1,19 +1,16 @@
-"""Start of a process group on any device, and decisions of the main process; the rest is mmengine.dist's."""
+"""Start of a process group on any device; the rest is mmengine.dist's."""
 
 import os
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 
-from genflow.errors import RepeatedError, UserError
+from genflow.errors import UserError
 
 Launcher = Literal["auto", "none", "pytorch", "slurm"]
-Decision = TypeVar("Decision")
 
 
 def find_launcher(launcher: Launcher) -> Launcher:
@@ -81,49 +78,3 @@ def first_node(nodes: str) -> str:
 def training_device() -> torch.device:
     """This process's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def agreed(work: Callable[[], Decision]) -> Decision:
-    """What every process works out by itself; if one comes upon a mistake, all end, and the main process reports it.
-
-    Args:
-        work: no collective calls in it.
-
-    Raises:
-        UserError: ``work`` raised it, here or in another process; RepeatedError but in the main process.
-    """
-    error, result = None, None
-    try:
-        result = work()
-    except UserError as caught:
-        error = caught
-    messages = all_gather_object(None if error is None else str(error))
-    first = next((rank for rank, message in enumerate(messages) if message is not None), None)
-    if first is None:
-        return result
-    if not is_main_process():
-        raise RepeatedError(messages[first])
-    raise UserError(messages[first]) if error is None else error
-
-
-def decided(decide: Callable[[], Decision]) -> Decision:
-    """What the main process decides, in every process: file systems of several nodes may show files late.
-
-    Args:
-        decide: called in the main process alone; its result is pickled.
-
-    Raises:
-        UserError: ``decide`` raised it; RepeatedError in the other processes.
-    """
-    message: list[Any] = [None, None]
-    if is_main_process():
-        try:
-            message[0] = decide()
-        except UserError as error:
-            message[1] = str(error)
-            broadcast_object_list(message)
-            raise
-    broadcast_object_list(message)
-    if message[1] is not None and not is_main_process():
-        raise RepeatedError(message[1])
-    return message[0]

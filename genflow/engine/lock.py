@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from filelock import SoftFileLock, Timeout
 from mmengine.dist import is_main_process
 
-from genflow.engine.distributed import decided
 from genflow.errors import UserError
+from genflow.processes import decided
 from genflow.runs.folder import RunFolder
 from genflow.weights import naming_disk
 

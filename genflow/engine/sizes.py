@@ -95,7 +95,7 @@ def _estimates(
         classes = min(grid.classes, method.generator.num_classes) or 1
         found[f"default_hooks.samples.per_class: found {grid.per_class}, which"] = grid.per_class * classes * shown
         evaluator = graph.section("evaluation")
-        if evaluator is not None:
+        if evaluator is not None and evaluator.holds_images:
             found[f"evaluation: its {evaluator.num_samples} samples"] = evaluator.num_samples * shown
     return found
 

@@ -21,7 +21,7 @@ from genflow.config.recipe import load_recipe
 from genflow.data.stream import build_loader
 from genflow.engine.averages import WeightAverage, swapped
 from genflow.engine.checkpoint import TrainingState, set_aside_later
-from genflow.engine.distributed import Launcher, agreed, decided, find_launcher, start_process_group, training_device
+from genflow.engine.distributed import Launcher, find_launcher, start_process_group, training_device
 from genflow.engine.fine_tuning import start_from
 from genflow.engine.layers import apply_layer_settings
 from genflow.engine.lock import working_in
@@ -32,6 +32,7 @@ from genflow.engine.schedule import build_schedulers
 from genflow.engine.signals import TrainingStopped, stop_requests
 from genflow.errors import RepeatedError, UserError, opencv_missing
 from genflow.methods.base import Method
+from genflow.processes import agreed, decided
 from genflow.runs.evaluate import evaluate_run, format_report
 from genflow.runs.folder import RAW, Run, RunFolder
 from genflow.weights import read_weights

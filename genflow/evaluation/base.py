@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genflow.errors import UserError
 from genflow.generators.base import Generator
 
 
@@ -38,6 +37,10 @@ class Evaluator:
 
     kind = "evaluator"
     num_samples: int
+    #: Whether all images lie in memory at once.
+    holds_images: bool = True
+    #: Whether it has :meth:`bootstrap`.
+    has_error_bars: bool = False
 
     def check(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
         """See, before anything is trained, that a generator can be measured.
@@ -66,7 +69,8 @@ class Evaluator:
             seed: seed of the noise; the images are numbers 0, 1, ... of it.
             guidance: scale; None takes the generator's default.
             device: where to generate.
-            progress: called with (images so far, ``num_samples``) after every batch.
+            progress: called with (images so far, images to do) after every batch, real ones included that are looked
+                at for the first time.
             share: this process's part; one that is quick may do all of it in each.
 
         Returns:
@@ -82,12 +86,13 @@ class Evaluator:
         return {}
 
     def bootstrap(self, repeats: int, seed: int = 0) -> dict[str, float]:
-        """Standard deviations of figures of the last :meth:`evaluate` by resampling.
+        """Standard deviations of figures of the last :meth:`evaluate` by resampling its images, those of each label
+        among themselves if their numbers are fixed.
 
         Raises:
-            UserError: this evaluator cannot say.
+            NotImplementedError: it has no error bars.
         """
-        raise UserError(f"a {type(self).__name__} has no error bars")
+        raise NotImplementedError
 
     def reference(self, num_classes: int = 0) -> dict[str, float]:
         """The same figures for real data of these classes, 0 for all; empty where they have no meaning."""

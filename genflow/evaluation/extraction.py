@@ -1,7 +1,7 @@
 """Features of many images, shared among processes, and what two sets of them have to do with each other."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,15 +13,19 @@ from genflow.evaluation.inception import inception_score
 from genflow.evaluation.metrics import kernel_distance, precision_recall
 from genflow.evaluation.moments import Gaussian, Moments
 from genflow.feature_encoders.base import FeatureEncoder
+from genflow.processes import agreed
 from genflow.weights import write_atomically
 
 #: Batches between two states that a killed call goes on from.
 _SAVED_EVERY = 20
 #: Parts of the images that Inception Score is averaged over.
 _SPLITS = 10
+#: Which features are kept; a part of the images in their order would be a part of the classes.
+_SEED_OF_KEPT = 0
 
 #: (first, count) to (count, C, H, W) bytes on the extractors' device and (count,) labels.
 Images = Callable[[int, int], tuple[Tensor, Tensor]]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,17 @@ class FeatureSet:
 
     Args:
         gaussian: of all of them.
-        kept: (K, D) float32, those of the first images; None where a file of statistics is all there is.
+        labels: (N,) int64 of all images; None where a file of statistics is all there is, as below.
+        kept: (K, D) float32, those of some images, drawn.
+        kept_labels: (K,) int64 of these.
         logits: (N, classes) float32 of an extractor that classifies.
-        accuracy: share of the images whose largest logit is that of their label.
     """
 
     gaussian: Gaussian
+    labels: Tensor | None = None
     kept: Tensor | None = None
+    kept_labels: Tensor | None = None
     logits: Tensor | None = None
-    accuracy: float | None = None
 
     def figures(self, reference: "FeatureSet", neighbours: int, classes: int) -> dict[str, float]:
         """The figures of this set beside a reference.
@@ -57,19 +63,42 @@ class FeatureSet:
         if self.logits is not None:
             if len(self.logits) >= _SPLITS:
                 found["inception_score"] = inception_score(self.logits.numpy(), _SPLITS)[0]
-            if self.logits.shape[1] == classes and self.accuracy is not None:
-                found["accuracy"] = self.accuracy
+            if self.logits.shape[1] == classes:
+                found["accuracy"] = float((self.logits.argmax(dim=1) == self.labels).float().mean())
         return found
+
+    def distance_error(self, reference: "FeatureSet", repeats: int, draws: torch.Generator, by_label: bool) -> float:
+        """Standard deviation of the Fréchet distance over as many images drawn again, with replacement, from the kept.
+
+        Args:
+            reference: of the same extractor.
+            repeats: draws.
+            draws: random numbers.
+            by_label: each label as often as it is there, as where labels are not drawn.
+        """
+        labels, kept = (self.labels, self.kept_labels) if by_label else (self.labels * 0, self.kept_labels * 0)
+        distances = []
+        for _ in range(repeats):
+            times = torch.zeros(len(kept), dtype=torch.float64)
+            for label in kept.unique():
+                own = (kept == label).nonzero().flatten()
+                drawn = own[torch.randint(len(own), (int((labels == label).sum()),), generator=draws)]
+                times += drawn.bincount(minlength=len(kept))
+            moments = Moments.none(self.kept.shape[1])
+            moments.add(self.kept, times)
+            distances.append(moments.gaussian.distance(reference.gaussian))
+        return float(torch.tensor(distances, dtype=torch.float64).std())
 
 
 @dataclass
 class _Sums:
-    """What one process has of one extractor."""
+    """What one process has of one extractor; rows by the first image of their batch."""
 
     moments: Moments
-    kept: dict[int, Tensor]
-    logits: dict[int, Tensor]
-    right: int = 0
+    labels: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    kept_labels: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
 
 
 def extract(
@@ -79,7 +108,7 @@ def extract(
     batch_size: int,
     kept: int,
     share: Share = ALONE,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, FeatureSet]:
     """Compute features of images, batch by batch.
 
@@ -88,70 +117,75 @@ def extract(
         images: makes or reads some of them.
         count: images.
         batch_size: at once.
-        kept: features to keep of the first images.
+        kept: features to keep.
         share: which batches are this process's, and where it keeps what is done.
         progress: called with (images so far, images) of all processes, as if they went at the same pace.
 
     Returns:
         The sets of all processes together, by extractor, the same in each.
+
+    Raises:
+        UserError: ``images`` or an extractor raised it, in any process.
     """
-    starts = range(0, count, batch_size)
-    own = starts[share.rank :: share.size]
-    sums, done = _load(share.partial)
-    for number, first in enumerate(own[done:], start=done + 1):
-        pixels, labels = images(first, min(batch_size, count - first))
-        for name, encoder in extractors.items():
-            _add(sums, name, encoder, pixels, labels, first, kept)
-        if share.partial is not None and number % _SAVED_EVERY == 0:
-            _save(share.partial, sums, number)
-        if progress is not None:
-            progress(min(number * share.size * batch_size, count), count)
-    if share.size > 1:
-        parts = all_gather_object({name: vars(entry) for name, entry in sums.items()})
-    else:
-        parts = [{name: vars(entry) for name, entry in sums.items()}]
-    return {name: _joined([part[name] for part in parts if name in part], count) for name in extractors}
+    chosen = torch.zeros(count, dtype=torch.bool)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SEED_OF_KEPT))
+    chosen[order[:kept]] = True
+
+    def own() -> dict[str, _Sums]:
+        sums, done = _load(share.partial)
+        starts = range(0, count, batch_size)[share.rank :: share.size]
+        for number, first in enumerate(starts[done:], start=done + 1):
+            pixels, labels = images(first, min(batch_size, count - first))
+            for name, encoder in extractors.items():
+                _add(sums, name, encoder, pixels, labels.cpu(), first, chosen[first : first + len(labels)])
+            if share.partial is not None and number % _SAVED_EVERY == 0:
+                _save(share.partial, sums, number)
+            if progress is not None:
+                progress(min(number * share.size * batch_size, count), count)
+        return sums
+
+    parts = all_gather_object(agreed(own)) if share.size > 1 else [own()]
+    return {name: _joined([part[name] for part in parts if name in part]) for name in extractors}
 
 
 @torch.no_grad()
 def _add(
-    sums: dict[str, _Sums], name: str, encoder: FeatureEncoder, pixels: Tensor, labels: Tensor, first: int, kept: int
+    sums: dict[str, _Sums],
+    name: str,
+    encoder: FeatureEncoder,
+    pixels: Tensor,
+    labels: Tensor,
+    first: int,
+    chosen: Tensor,
 ) -> None:
-    shown = pixels.float() / 127.5 - 1
-    features = encoder(shown)["pooled"].float().mean(dim=1)
-    if name not in sums:
-        sums[name] = _Sums(Moments.none(features.shape[1]), {}, {})
-    entry = sums[name]
+    encoded, logits = encoder.encode_and_classify(pixels.float() / 127.5 - 1)
+    features = encoded["pooled"].float().mean(dim=1)
+    entry = sums.setdefault(name, _Sums(Moments.none(features.shape[1])))
     entry.moments.add(features)
-    if first < kept:
-        entry.kept[first] = features[: kept - first].cpu()
-    if encoder.num_classes:
-        logits = encoder.classify(shown).float().cpu()
-        entry.logits[first] = logits
-        entry.right += int((logits.argmax(dim=1) == labels.cpu()).sum())
+    entry.labels[first] = labels
+    entry.kept[first], entry.kept_labels[first] = features.cpu()[chosen], labels[chosen]
+    if logits is not None:
+        entry.logits[first] = logits.float().cpu()
 
 
-def _joined(parts: list[dict], count: int) -> FeatureSet:
-    moments = Moments.none(len(parts[0]["moments"].total))
+def _joined(parts: list[_Sums]) -> FeatureSet:
+    moments = Moments.none(len(parts[0].moments.total))
     for part in parts:
-        moments.count += part["moments"].count
-        moments.total += part["moments"].total
-        moments.products += part["moments"].products
-    kept, logits = ({first: rows for part in parts for first, rows in part[key].items()} for key in ("kept", "logits"))
-    return FeatureSet(
-        moments.gaussian,
-        torch.cat([kept[first] for first in sorted(kept)]) if kept else None,
-        torch.cat([logits[first] for first in sorted(logits)]) if logits else None,
-        sum(part["right"] for part in parts) / count if logits else None,
-    )
+        moments.count += part.moments.count
+        moments.total += part.moments.total
+        moments.products += part.moments.products
+
+    def rows(name: str) -> Tensor | None:
+        found = {first: value for part in parts for first, value in getattr(part, name).items()}
+        return torch.cat([found[first] for first in sorted(found)]) if found else None
+
+    return FeatureSet(moments.gaussian, *map(rows, ("labels", "kept", "kept_labels", "logits")))
 
 
 def _save(path: Path, sums: dict[str, _Sums], done: int) -> None:
-    state = {
-        name: {"moments": vars(entry.moments), "kept": entry.kept, "logits": entry.logits, "right": entry.right}
-        for name, entry in sums.items()
-    }
-    write_atomically(path, lambda temporary: torch.save({"done": done, "sums": state}, temporary))
+    entries = {name: {**vars(entry), "moments": vars(entry.moments)} for name, entry in sums.items()}
+    state = {"done": done, "sums": entries}
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
 def _load(path: Path | None) -> tuple[dict[str, _Sums], int]:
@@ -161,8 +195,7 @@ def _load(path: Path | None) -> tuple[dict[str, _Sums], int]:
     try:
         state = torch.load(path, weights_only=True)
         sums = {
-            name: _Sums(Moments(**entry["moments"]), entry["kept"], entry["logits"], entry["right"])
-            for name, entry in state["sums"].items()
+            name: _Sums(**{**entry, "moments": Moments(**entry["moments"])}) for name, entry in state["sums"].items()
         }
         return sums, int(state["done"])
     except Exception:  # a damaged file costs the time that it took, and nothing else

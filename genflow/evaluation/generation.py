@@ -1,6 +1,8 @@
 """Fréchet and kernel distances, Inception Score, precision and recall of any generator, by any extractors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,9 +12,8 @@ from genflow.data.base import Dataset
 from genflow.errors import UserError, reason
 from genflow.evaluation.base import ALONE, Evaluator, Share
 from genflow.evaluation.conventions import CONVENTIONS
-from genflow.evaluation.extraction import FeatureSet, extract
-from genflow.evaluation.moments import Moments
-from genflow.evaluation.statistics import check_facts, encoder_digest, facts_of, read_statistics
+from genflow.evaluation.extraction import FeatureSet, Progress, extract
+from genflow.evaluation.statistics import check_facts, encoder_digest, facts_of, read_statistics, real_pictures
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.generators.base import Generator
 from genflow.ranges import Length, LocalPath, PlainName, Positive, Range
@@ -47,11 +48,16 @@ class GenerationEvaluator(Evaluator):
         convention: how images become bytes and which labels they have, see
             :data:`~genflow.evaluation.conventions.CONVENTIONS`.
         batch_size: images generated at a time.
-        kept_features: of each set, for precision, recall and kernel distances, which compare features one by one.
+        kept_features: of each set, for precision, recall, kernel distances and error bars, which take features one by
+            one; drawn where there are more.
 
     Raises:
-        ValueError: an extractor has nothing to be compared with.
+        ValueError: an extractor has nothing to be compared with, or the convention takes its labels from validation
+            pictures and there are none.
     """
+
+    holds_images = False
+    has_error_bars = True
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class GenerationEvaluator(Evaluator):
         statistics: dict[PlainName, LocalPath] | None = None,
         validation: Dataset | None = None,
         num_samples: Annotated[int, Range(low=2, high=10_000_000)] = 50_000,
-        convention: Literal["adm", "torch_fidelity", "jax"] = "torch_fidelity",
+        convention: Literal["adm", "torch_fidelity", "jax", "drifting"] = "torch_fidelity",
         batch_size: Positive = 250,
         kept_features: Annotated[int, Range(low=_NEIGHBOURS + 1, high=100_000)] = 10_000,
     ):
@@ -80,6 +86,8 @@ class GenerationEvaluator(Evaluator):
         missing = [name for name in extractors if name not in self.statistics]
         if missing and reference is None:
             raise ValueError(f"extractor {missing[0]!r} has nothing to compare with: give reference or statistics")
+        if self.convention.labels == "validation" and validation is None:
+            raise ValueError(f"the convention {convention} takes its labels from validation pictures: give validation")
 
     def check(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
         for role, dataset in self.datasets.items():
@@ -88,7 +96,8 @@ class GenerationEvaluator(Evaluator):
             if tuple(dataset.image_shape) != tuple(image_shape):
                 found = f"{role} has images of shape {tuple(dataset.image_shape)}, the generator {tuple(image_shape)}"
                 raise UserError(f"GenerationEvaluator: {found}")
-            if num_classes and dataset.num_classes not in (0, num_classes):
+            gives_labels = role == "validation" and self.convention.labels == "validation"
+            if num_classes and dataset.num_classes not in ((num_classes,) if gives_labels else (0, num_classes)):
                 found = f"{role} has {dataset.num_classes} classes, the generator {num_classes}"
                 raise UserError(f"GenerationEvaluator: {found}")
         for name, encoder in self.extractors.items():
@@ -97,6 +106,7 @@ class GenerationEvaluator(Evaluator):
                 known = ", ".join(encoder.feature_names[:4])
                 raise UserError(f"{where}: a {type(encoder).__name__} has no 'pooled' features, but {known}")
             tensors = [*encoder.parameters(), *encoder.buffers()]
+            self._require_trained(name, encoder)
             image = torch.zeros(1, *image_shape, device=tensors[0].device if tensors else "cpu")
             try:
                 with torch.no_grad():
@@ -114,7 +124,7 @@ class GenerationEvaluator(Evaluator):
         seed: int = 0,
         guidance: float | Sequence[float] | None = None,
         device: torch.device | str = "cpu",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         share: Share = ALONE,
     ) -> dict[str, float]:
         """As :meth:`Evaluator.evaluate`; the processes of ``share`` divide the batches, and all get all figures.
@@ -123,56 +133,54 @@ class GenerationEvaluator(Evaluator):
             UserError: as :meth:`check`, or an extractor has no weights.
         """
         shape = tuple(generator.codec.decode(torch.zeros(1, *generator.noise_shape, device=device)).shape[1:])
-        self._prepare(device, shape)
-        labels = self.convention.choose_labels(self.num_samples, generator.num_classes, seed)
+        real = self._prepare(device, generator.num_classes, shape, share, progress)
+        validation = next((entry.labels for entry in self._validation.values()), None)
+        labels = self.convention.choose_labels(self.num_samples, generator.num_classes, seed, validation)
 
         def images(first: int, count: int) -> tuple[Tensor, Tensor]:
             part = labels[first : first + count]
             return self.convention.to_bytes(generator.sample(part.to(device), seed, guidance, first)), part
 
+        told = _counted(progress, real, real + self.num_samples)
         self._generated = extract(
-            self.extractors, images, self.num_samples, self.batch_size, self.kept_features, share, progress
+            self.extractors, images, self.num_samples, self.batch_size, self.kept_features, share, told
         )
         figures = self._figures(self._generated, generator.num_classes)
-        if self._validation:
-            ratios = [
-                entry.gaussian.distance(self._reference[name].gaussian)
-                / self._validation[name].gaussian.distance(self._reference[name].gaussian)
-                for name, entry in self._generated.items()
-            ]
-            figures["fdr"] = sum(ratios) / len(ratios)
+        real = self._figures(self._validation, 0)
+        distances = [self._title("fd", name) for name in self._validation]
+        if distances and all(real[name] > 0 for name in distances):  # 0: validation is the reference itself
+            figures["fdr"] = sum(figures[name] / real[name] for name in distances) / len(distances)
         return figures
 
     def reference(self, num_classes: int = 0) -> dict[str, float]:
         """The figures of the validation pictures, after :meth:`evaluate`; empty without them."""
-        return {**self._figures(self._validation, num_classes), "fdr": 1.0} if self._validation else {}
+        real = self._figures(self._validation, num_classes)
+        return {**real, "fdr": 1.0} if real else {}
 
     def facts(self) -> dict[str, Any]:
         """What the figures depend on beside the generator, and what they may be compared with."""
+        return {**self._facts, "beside": self._beside()}
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:  # once for a sweep: hashing a large extractor takes seconds
         return {
             "convention": self.convention.name,
             "extractors": {name: encoder_digest(encoder)[:16] for name, encoder in self.extractors.items()},
             "statistics": {name: read_statistics(path).sha256[:16] for name, path in self.statistics.items()},
-            "beside": self._beside(),
         }
 
     def bootstrap(self, repeats: int, seed: int = 0) -> dict[str, float]:
-        """Standard deviations of the ``fd`` of the last :meth:`evaluate`, over its kept features drawn again.
+        """Standard deviations of the ``fd`` of the last :meth:`evaluate`, see :meth:`FeatureSet.distance_error`.
 
         Args:
             repeats: draws.
             seed: of the draws.
         """
-        draws = torch.Generator().manual_seed(seed)
-        found = {}
-        for name, generated in self._generated.items():
-            distances = []
-            for _ in range(repeats):
-                moments = Moments.none(generated.kept.shape[1])
-                moments.add(generated.kept[torch.randint(len(generated.kept), (len(generated.kept),), generator=draws)])
-                distances.append(moments.gaussian.distance(self._reference[name].gaussian))
-            found[self._title("fd", name)] = float(torch.tensor(distances, dtype=torch.float64).std())
-        return found
+        draws, by_label = torch.Generator().manual_seed(seed), self.convention.labels != "uniform"
+        return {
+            self._title("fd", name): generated.distance_error(self._reference[name], repeats, draws, by_label)
+            for name, generated in self._generated.items()
+        }
 
     def _beside(self) -> str:
         resizes = {getattr(encoder, "resize", None) for encoder in self.extractors.values()}
@@ -184,29 +192,46 @@ class GenerationEvaluator(Evaluator):
             return f"none: of {self.num_samples:,} images, published figures are of {_PUBLISHED:,}"
         return self.convention.beside
 
-    def _prepare(self, device: torch.device | str, image_shape: tuple[int, int, int]) -> None:
-        """Read or compute, once, what is compared with."""
+    def _prepare(
+        self,
+        device: torch.device | str,
+        classes: int,
+        image_shape: tuple[int, int, int],
+        share: Share,
+        progress: Progress | None,
+    ) -> int:
+        """Read or compute, once, what is compared with; returns the number of pictures that were looked at."""
         for encoder in self.extractors.values():
             encoder.to(device).eval()
         if self._reference:
-            return
-        self._validation = self._features_of(self.datasets["validation"], device)
-        reference = self._features_of(self.datasets["reference"], device)
-        for name, path in self.statistics.items():
-            statistics = read_statistics(path)
-            check_facts(statistics, path, facts_of(self.extractors[name], self.convention, image_shape))
-            reference[name] = FeatureSet(statistics.gaussian, reference[name].kept if name in reference else None)
-        self._reference = reference
+            return 0
+        self.check(classes, image_shape)
+        statistics = {name: read_statistics(path) for name, path in self.statistics.items()}
+        for name, found in statistics.items():
+            check_facts(found, self.statistics[name], facts_of(self.extractors[name], self.convention, image_shape))
+        sets: dict[str, dict[str, FeatureSet]] = {"reference": {}, "validation": {}}
+        given = {role: dataset for role, dataset in self.datasets.items() if dataset is not None}
+        before, total = 0, sum(map(len, given.values())) + self.num_samples
+        for role, dataset in given.items():
+            told = _counted(progress, before, total)
+            pictures = real_pictures(dataset, self.convention, device)
+            options = (self.batch_size, self.kept_features, replace(share, partial=None), told)
+            sets[role] = extract(self.extractors, pictures, len(dataset), *options)
+            before += len(dataset)
+        for name, found in statistics.items():
+            entry = sets["reference"].get(name, FeatureSet(found.gaussian))
+            sets["reference"][name] = replace(entry, gaussian=found.gaussian)
+        self._validation, self._reference = sets["validation"], sets["reference"]
+        return before
 
-    def _features_of(self, dataset: Dataset | None, device: torch.device | str) -> dict[str, FeatureSet]:
-        if dataset is None:
-            return {}
-
-        def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
-            batch = dataset.batch(torch.arange(first, first + count), None)
-            return self.convention.to_bytes(batch["images"]).to(device), batch["labels"]
-
-        return extract(self.extractors, pictures, len(dataset), self.batch_size, self.kept_features)
+    @staticmethod
+    def _require_trained(name: str, encoder: FeatureEncoder) -> None:
+        on_meta = any(tensor.is_meta for tensor in (*encoder.parameters(), *encoder.buffers()))
+        if not on_meta and not (encoder.trained and encoder.has_weights):
+            why = "its weights are at random; name the artifact of a run, a prerequisite's as in '$classifier'"
+            if not encoder.has_weights:
+                why = f"it has no weights: {encoder.weights_hint}"
+            raise UserError(f"GenerationEvaluator: extractor {name!r}, a {type(encoder).__name__}: {why}")
 
     def _figures(self, sets: dict[str, FeatureSet], num_classes: int) -> dict[str, float]:
         return {
@@ -217,3 +242,8 @@ class GenerationEvaluator(Evaluator):
 
     def _title(self, figure: str, extractor: str) -> str:
         return figure if len(self.extractors) == 1 else f"{figure} {extractor}"
+
+
+def _counted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """A progress of images that come after others."""
+    return None if progress is None else lambda done, _: progress(before + done, total)

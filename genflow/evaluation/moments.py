@@ -29,12 +29,13 @@ class Moments:
         """Of no features."""
         return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
 
-    def add(self, features: Tensor) -> None:
-        """Add (B, D) features, of any type and device."""
+    def add(self, features: Tensor, times: Tensor | None = None) -> None:
+        """Add (B, D) features, of any type and device; each as often as the (B,) float64 numbers say."""
         rows = features.detach().to("cpu", torch.float64)
-        self.count += len(rows)
-        self.total += rows.sum(dim=0)
-        self.products += rows.T @ rows
+        weighted = rows if times is None else rows * times[:, None]
+        self.count += len(rows) if times is None else int(times.sum())
+        self.total += weighted.sum(dim=0)
+        self.products += weighted.T @ rows
 
     @property
     def gaussian(self) -> "Gaussian":

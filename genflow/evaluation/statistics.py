@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from genflow.data.base import Dataset
 from genflow.errors import UserError, shown
+from genflow.evaluation.base import ALONE, Share
 from genflow.evaluation.conventions import Convention
-from genflow.evaluation.extraction import extract
+from genflow.evaluation.extraction import Images, Progress, extract
 from genflow.evaluation.moments import Gaussian
 from genflow.feature_encoders.base import FeatureEncoder
+from genflow.processes import decided
 from genflow.weights import file_digest, write_atomically
 
 #: Names of mean and covariance in published files: ADM's and torch-fidelity's, and those of some JAX evaluations.
@@ -103,7 +105,8 @@ def make_statistics(
     out: Path,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    share: Share = ALONE,
 ) -> Statistics:
     """Write mean and covariance of the features of a data set's pictures.
 
@@ -115,6 +118,7 @@ def make_statistics(
         batch_size: pictures at once; it does not change the statistics.
         device: where to encode.
         progress: called with pictures so far and in all.
+        share: this process's part; the first one writes.
 
     Raises:
         UserError: something lies there, or the pictures cannot be read.
@@ -123,26 +127,33 @@ def make_statistics(
         found = "is there already" if out.exists() else "has another ending"
         raise UserError(f"{out}: {found}, expected a new file ending in .npz")
     encoder.to(device).eval()
-
-    def pictures(first: int, count: int) -> tuple[Tensor, Tensor]:
-        batch = dataset.batch(torch.arange(first, first + count), None)
-        return convention.to_bytes(batch["images"]).to(device), batch["labels"]
-
-    gaussian = extract({"": encoder}, pictures, len(dataset), batch_size, 0, progress=progress)[""].gaussian
+    pictures = real_pictures(dataset, convention, device)
+    gaussian = extract({"": encoder}, pictures, len(dataset), batch_size, 0, share, progress)[""].gaussian
     facts = {**facts_of(encoder, convention, dataset.image_shape), "count": len(dataset), "data": dataset.fingerprint()}
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, facts=np.array(json.dumps(facts)))
 
-    write_atomically(out, write)
+    decided(lambda: write_atomically(out, write))
     return read_statistics(out)
+
+
+def real_pictures(dataset: Dataset, convention: Convention, device: torch.device | str) -> Images:
+    """Reads a data set's pictures, without augmentation, as bytes on ``device``, for :func:`extract`."""
+
+    def read(first: int, count: int) -> tuple[Tensor, Tensor]:
+        batch = dataset.batch(torch.arange(first, first + count), None)
+        return convention.to_bytes(batch["images"]).to(device), batch["labels"]
+
+    return read
 
 
 def facts_of(encoder: FeatureEncoder, convention: Convention, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """What statistics and generated images must have in common."""
     return {
         "extractor": type(encoder).__name__,
+        "settings": dict(encoder.description),
         "weights": encoder_digest(encoder),
         "rounding": convention.rounding,
         "image_shape": list(image_shape),

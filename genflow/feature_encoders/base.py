@@ -1,6 +1,6 @@
 """The contract of feature encoders."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -23,6 +23,8 @@ class FeatureEncoder(nn.Module):
     has_weights: bool = True
     #: What a user can do about one that has not.
     weights_hint: str = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
+    #: Whether its features mean something; one that a run trains is at random until weights are loaded.
+    trained: bool = True
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map (B, C, H, W) images in [-1, 1], or samples, to ``{name: (B, tokens, channels)}``."""
@@ -31,6 +33,24 @@ class FeatureEncoder(nn.Module):
     def classify(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) images in [-1, 1], or samples, to (B, num_classes) logits, where the encoder classifies."""
         raise NotImplementedError
+
+    def encode_and_classify(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features as :meth:`forward`, and logits as :meth:`classify`, None of an encoder that does not classify.
+
+        One whose logits come of its features computes both in one pass.
+        """
+        return self(images), self.classify(images) if self.num_classes else None
+
+    @property
+    def description(self) -> dict[str, str | int]:
+        """What its features depend on beside its class and its weights."""
+        return {}
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As torch's; the encoder counts as trained afterwards."""
+        result = super().load_state_dict(*arguments, **options)
+        self.trained = True
+        return result
 
     def require_weights(self, images: Tensor) -> None:
         """Refuse to encode without weights; on the meta device there is nothing to compute, so counting needs none.

@@ -23,6 +23,8 @@ class ConvNet(FeatureEncoder):
         num_classes: of the classifier.
     """
 
+    trained = False
+
     def __init__(self, channels: Positive, widths: Annotated[list[Positive], Length()], num_classes: Positive):
         super().__init__()
         self.channels = channels
@@ -50,7 +52,11 @@ class ConvNet(FeatureEncoder):
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) images in [-1, 1] to (B, num_classes) logits."""
-        return self.classifier(self(images)["pooled"].squeeze(1))
+        return self.encode_and_classify(images)[1]
+
+    def encode_and_classify(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        features = self(images)
+        return features, self.classifier(features["pooled"].squeeze(1))
 
 
 def _layer(channels: int, width: int, stride: int) -> tuple[nn.Module, ...]:

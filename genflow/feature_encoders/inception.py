@@ -63,7 +63,15 @@ class Inception(FeatureEncoder):
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, 3 or 1, H, W) images in [-1, 1] to (B, 1008) logits."""
-        return self.logits(self(images)["pooled"].squeeze(1))
+        return self.encode_and_classify(images)[1]
+
+    def encode_and_classify(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        features = self(images)
+        return features, self.logits(features["pooled"].squeeze(1))
+
+    @property
+    def description(self) -> dict[str, str | int]:
+        return {"resize": self.resize}
 
     def logits(self, pooled: Tensor) -> Tensor:
         """(B, 2048) features to (B, 1008) logits."""

@@ -49,6 +49,7 @@ class LatentMAE(MaskedEncoder):
     """
 
     space = "samples"
+    trained = False
 
     def __init__(
         self,

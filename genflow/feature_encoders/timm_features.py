@@ -55,10 +55,15 @@ class TimmFeatures(FeatureEncoder):
         if missing:  # timm would leave them at random
             raise UserError(f"{weights}: has no '{missing[0]}', expected the weights of timm's {name}")
         self.network = network.eval().requires_grad_(False)
+        self.model = name
         config = resolve_model_data_config(network)
         self.image_size = image_size or config["input_size"][-1]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+
+    @property
+    def description(self) -> dict[str, str | int]:
+        return {"model": self.model, "image_size": self.image_size}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3 or 1, H, W) images in [-1, 1] to ``{"pooled": (B, 1, channels)}``."""

@@ -16,6 +16,7 @@ from PIL import Image
 from genflow.data.image_folder import ImageFolder
 from genflow.data.pictures import center_crop, require_file
 from genflow.errors import UserError, reason
+from genflow.processes import decided
 from genflow.weights import naming_disk
 
 #: The archives that are read, by the ending of their names.
@@ -122,9 +123,7 @@ def unpacked(source: Path, out: Path) -> Iterator[Path]:
         return
     require_file(source, "archive")
     folder = out / _UNPACKED
-    if is_main_process():
-        _unpack(source, folder)
-    barrier()
+    decided(lambda: _unpack(source, folder))
     try:
         yield folder
     finally:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def measure(
     generator = run.generator(device, average)
     generator.set_sampling(setting.steps, setting.interval)
     rank, size = get_dist_info() if shared else (0, 1)
-    partial = run.path / ".evaluation" / f"{_digest(run, evaluator, setting)}.process_{rank}_of_{size}.pt"
+    partial = work_file(run, setting, f"process_{rank}_of_{size}.pt")
     share = Share(rank, size, partial)
     figures = evaluator.evaluate(generator, setting.seed, setting.guidance, device, progress, share)
     report = {
@@ -127,16 +128,16 @@ def measure(
     partial.unlink(missing_ok=True)
     if rank == 0:
         recorded = Setting(setting.seed, setting.guidance, average, setting.steps, setting.interval)
-        run.write_metrics({recorded.key(report["guidance"]): report})
+        key = ", ".join((recorded.key(report["guidance"]), *run.overrides))
+        run.write_metrics({key: report})
     return report
 
 
-def _digest(run: Run, evaluator: Evaluator, setting: Setting) -> str:
-    """What a half-done evaluation may be gone on from by: everything that its figures depend on."""
-    section = run.graph.plain.get("evaluation")
-    settings = [dump_yaml({"evaluation": section}), vars(setting), evaluator.num_samples]
-    settings.append(file_digest(run.weights_file(setting.average)))
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def work_file(run: Run, setting: Setting, ending: str) -> Path:
+    """Where an evaluation keeps what it has done; the name says all that its figures depend on."""
+    settings = [dump_yaml(run.graph.plain), vars(setting), file_digest(run.weights_file(setting.average))]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return run.path / ".evaluation" / f"{digest}.{ending}"
 
 
 def report_table(report: dict[str, Any]) -> Table:

@@ -148,11 +148,13 @@ class Run(RunFolder):
     Args:
         path: the run folder.
         graph: its checked recipe.
+        overrides: ``key=value`` entries that were laid over its recipe.
     """
 
-    def __init__(self, path: str | Path, graph: ComponentGraph):
+    def __init__(self, path: str | Path, graph: ComponentGraph, overrides: Iterable[str] = ()):
         super().__init__(path)
         self.graph = graph
+        self.overrides = tuple(overrides)
 
     @property
     def class_names(self) -> list[str]:
@@ -270,4 +272,5 @@ def open_run(path: str | Path, overrides: Iterable[str] = (), allow_imports: All
     if missing:
         hint = "; training has not finished: tools/train.py with --resume" if folder.recipe_file.exists() else ""
         raise UserError(f"{folder}: not a finished run: {' and '.join(missing)} missing{hint}")
-    return Run(path, ComponentGraph.load(folder.recipe_file, overrides, allow_imports=allow_imports))
+    overrides = tuple(overrides)
+    return Run(path, ComponentGraph.load(folder.recipe_file, overrides, allow_imports=allow_imports), overrides)

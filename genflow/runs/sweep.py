@@ -1,6 +1,7 @@
 """Measure a run at many settings: a table, a picture, the best."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,10 @@ import torch
 from rich.table import Table
 
 from genflow.errors import UserError, nearest, shown
-from genflow.runs.evaluate import Setting, measure
+from genflow.processes import decided
+from genflow.runs.evaluate import Setting, measure, work_file
 from genflow.runs.folder import Run
-from genflow.weights import write_atomically
+from genflow.weights import write_atomically, write_text
 
 #: What can be swept, and settings of one call.
 _NAMES = ("guidance", "average", "interval", "steps", "seed")
@@ -117,7 +119,7 @@ def sweep_run(
     shared: bool = False,
     bootstrap: int = 0,
 ) -> list[Report]:
-    """Measure a run at every setting, with real data looked at once; figures that are recorded are measured again.
+    """Measure a run at every setting, with real data looked at once; a killed sweep goes on where it stopped.
 
     Args:
         run: the run.
@@ -126,18 +128,37 @@ def sweep_run(
         progress: called with (images so far, images) of all settings.
 
     Raises:
-        UserError: as :func:`~genflow.runs.evaluate.measure`.
+        UserError: as :func:`~genflow.runs.evaluate.measure`, or there are no error bars.
     """
     evaluator = run.evaluator()
-    total, reports = evaluator.num_samples * len(settings), []
-    for number, setting in enumerate(settings):
+    if bootstrap and not evaluator.has_error_bars:
+        raise UserError(f"--bootstrap: a {type(evaluator).__name__} has no error bars")
+    reports: list[Report] = []
+    kept = [work_file(run, setting, f"done_{bootstrap}.json") for setting in settings]
+    seen = 0  # images of the settings so far, the real ones included
+    for left, (setting, file) in enumerate(zip(settings, kept, strict=True), start=1 - len(settings)):
 
-        def told(done: int, _: int, before: int = number * evaluator.num_samples) -> None:
+        def told(done: int, own: int, before: int = seen, after: int = -left * evaluator.num_samples) -> None:
+            nonlocal seen
+            seen = before + own
             if progress is not None:
-                progress(before + done, total)
+                progress(before + done, before + own + after)
 
-        reports.append(measure(run, evaluator, setting, device, told, shared, bootstrap))
+        report = decided(lambda file=file: _finished(file))
+        if report is None:
+            report = measure(run, evaluator, setting, device, told, shared, bootstrap)
+            decided(lambda file=file, report=report: write_text(file, json.dumps(report)))
+        reports.append(report)
+    decided(lambda: [file.unlink(missing_ok=True) for file in kept])
     return reports
+
+
+def _finished(file: Path) -> Report | None:
+    """The report of a setting that a killed sweep measured."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError:  # damaged: it is measured again
+        return None
 
 
 def best_of(reports: Sequence[Report]) -> tuple[str, Report]:

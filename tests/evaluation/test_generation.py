@@ -1,86 +1,16 @@
 """Figures of any generator: closed forms, the same for any processes and batches, resumed, and every fault one line."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from made_images import CLASSES, SIDE, Made, Pixels, Shades, evaluator
 
-from genflow.codecs.identity import Identity
-from genflow.data.base import Dataset
 from genflow.errors import UserError
-from genflow.evaluation.base import Share
 from genflow.evaluation.conventions import CONVENTIONS
 from genflow.evaluation.extraction import extract
-from genflow.evaluation.generation import GenerationEvaluator
 from genflow.evaluation.metrics import frechet_distance, kernel_distance
 from genflow.evaluation.moments import Gaussian, Moments
-from genflow.evaluation.statistics import make_statistics, read_statistics
-from genflow.feature_encoders.base import FeatureEncoder
-from genflow.generators.base import Generator
-
-SIDE, CLASSES = 3, 4
-
-
-class Pixels(FeatureEncoder):
-    """The pixels themselves, and logits that know the class of a shade."""
-
-    feature_names = ("pooled",)
-    num_classes = CLASSES
-
-    def __init__(self, scale=1.0):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
-
-    def forward(self, images):
-        return {"pooled": self.scale * images.flatten(1).unsqueeze(1)}
-
-    def classify(self, images):
-        shade = (images.mean(dim=(1, 2, 3)).unsqueeze(1) * 10 - torch.arange(CLASSES)) ** 2
-        return -shade
-
-
-class Network(nn.Module):
-    image_shape = (1, SIDE, SIDE)
-    num_classes = CLASSES
-
-
-class Shades(Generator):
-    """Noise around the shade of a class."""
-
-    def __init__(self):
-        super().__init__(Network(), Identity(SIDE, 1))
-
-    def forward(self, noise, condition):
-        return 0.1 * condition.labels.view(-1, 1, 1, 1) + 0.05 * noise
-
-
-class Made(Dataset):
-    """Noise around shades, a little off."""
-
-    num_classes = CLASSES
-    image_shape = (1, SIDE, SIDE)
-
-    def __init__(self, count=60, seed=0, shape=(1, SIDE, SIDE), classes=CLASSES):
-        self.image_shape, self.num_classes = shape, classes
-        self.labels = torch.arange(count) % max(classes, 1)
-        noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
-        self.images = 0.1 * self.labels.view(-1, 1, 1, 1) + 0.06 * noise
-
-    def __len__(self):
-        return len(self.images)
-
-    def batch(self, indices, draws):
-        return {"images": self.images[indices], "labels": self.labels[indices]}
-
-
-def evaluator(**options):
-    settings = {"extractors": {"pixels": Pixels()}, "reference": Made(), "num_samples": 90, "batch_size": 16}
-    return GenerationEvaluator(**{**settings, **options})
+from genflow.feature_encoders.conv_net import ConvNet
 
 
 def test_moments_are_those_of_numpy_whatever_the_batches():
@@ -150,49 +80,6 @@ def test_batches_change_nothing(size):
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-SHARED = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-import torch.distributed as dist
-from test_generation import Shades, evaluator
-from genflow.evaluation.base import Share
-
-dist.init_process_group("gloo")
-found = evaluator(batch_size=7).evaluate(Shades(), share=Share(dist.get_rank(), dist.get_world_size()))
-Path(__file__).with_name(f"{{dist.get_rank()}}.json").write_text(json.dumps(found))
-"""
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_work_and_get_the_same(processes, tmp_path):
-    (tmp_path / "shared.py").write_text(SHARED.format(folder=str(Path(__file__).parent)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    subprocess.run([*launch, tmp_path / "shared.py"], check=True, capture_output=True)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
-    expected = evaluator().evaluate(Shades())
-    for figures in found:
-        assert figures == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_killed_evaluation_goes_on(tmp_path):
-    share = Share(partial=tmp_path / "partial.pt")
-    expected = evaluator(batch_size=1).evaluate(Shades())
-    made = []
-
-    def stop(done, total):
-        made.append(done)
-        if done == 50:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluator(batch_size=1).evaluate(Shades(), progress=stop, share=share)
-    found = evaluator(batch_size=1).evaluate(Shades(), progress=lambda done, total: made.append(done), share=share)
-    assert made[50:] == list(range(41, 91)) and found == expected
-    (tmp_path / "partial.pt").write_bytes(b"damaged")
-    assert evaluator(batch_size=1).evaluate(Shades(), share=share) == expected
-
-
 def test_real_data_stand_beside_with_their_own_distance():
     measured = evaluator(validation=Made(seed=1))
     found = measured.evaluate(Shades())
@@ -209,11 +96,27 @@ def test_several_extractors_have_figures_of_their_own():
     assert found["fd two"] == pytest.approx(4 * found["fd one"], rel=1e-4) and "fdr" in found
 
 
-def test_error_bars_are_those_of_resampling():
-    measured = evaluator(num_samples=400)
+def spread(convention, seeds=24):
+    """How far distances of different seeds lie apart, and the mean of their error bars."""
+    found, bars = [], []
+    for seed in range(seeds):
+        measured = evaluator(num_samples=160, convention=convention)
+        found.append(measured.evaluate(Shades(), seed=seed)["fd"])
+        bars.append(measured.bootstrap(20, seed=seed)["fd"])
+    return np.std(found), np.mean(bars)
+
+
+@pytest.mark.parametrize("convention", ["torch_fidelity", "adm"])
+def test_error_bars_are_as_far_as_seeds_lie_apart(convention):
+    """Labels that are balanced vary less than those that are drawn."""
+    apart, bar = spread(convention)
+    assert apart / 2 < bar < 2 * apart
+
+
+def test_error_bars_are_those_of_their_seed():
+    measured = evaluator(num_samples=400, kept_features=100)
     measured.evaluate(Shades())
-    error = measured.bootstrap(50, seed=1)
-    assert error == measured.bootstrap(50, seed=1) and 0 < error["fd"] < 0.1
+    assert measured.bootstrap(5, seed=1) == measured.bootstrap(5, seed=1) != measured.bootstrap(5, seed=2)
 
 
 def test_conventions_round_and_draw_as_published():
@@ -227,58 +130,6 @@ def test_conventions_round_and_draw_as_published():
     drawn = CONVENTIONS["adm"].choose_labels(3000, 3, 0)
     assert drawn.bincount().min() > 900 and not torch.equal(drawn, torch.arange(3000) % 3)
     assert CONVENTIONS["adm"].choose_labels(4, 0, 0).tolist() == [0] * 4
-
-
-def test_statistics_of_a_file_are_those_of_the_pictures(tmp_path):
-    path = tmp_path / "statistics.npz"
-    made = make_statistics(Made(), Pixels(), CONVENTIONS["torch_fidelity"], path, batch_size=7)
-    assert made.facts["count"] == 60 and len(made.sha256) == 64
-    measured = evaluator(reference=None, statistics={"pixels": str(path)})
-    found = measured.evaluate(Shades())
-    assert found["fd"] == pytest.approx(evaluator().evaluate(Shades())["fd"], abs=1e-9) and "precision" not in found
-    assert measured.facts()["statistics"] == {"pixels": made.sha256[:16]}
-    with pytest.raises(UserError, match="is there already"):
-        make_statistics(Made(), Pixels(), CONVENTIONS["torch_fidelity"], path)
-    for options, problem in (
-        ({"extractors": {"pixels": Pixels(2.0)}}, "its weights is"),
-        ({"convention": "jax"}, "its rounding is 'rounded', that of this evaluation 'truncated'"),
-    ):
-        with pytest.raises(UserError, match=problem):
-            evaluator(reference=None, statistics={"pixels": str(path)}, **options).evaluate(Shades())
-
-
-def test_published_layouts_are_read(tmp_path):
-    mean, covariance = np.arange(3.0), np.diag([1.0, 2.0, 3.0])
-    for names in (("mu", "sigma"), ("mean", "cov"), ("ref_mu", "ref_sigma")):
-        np.savez(tmp_path / "x.npz", **dict(zip(names, (mean, covariance), strict=True)), arr_0=np.zeros(2))
-        assert read_statistics(tmp_path / "x.npz", 3).gaussian.mean.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "problem"),
-    [
-        ({}, "it has nothing, expected mu and sigma"),
-        ({"mu": np.zeros(3)}, "it has mu, expected mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "found shapes (3,) and (4, 4), expected (D,) and (D, D)"),
-        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "is not finite"),
-        ({"mu": np.zeros(3), "sigma": np.triu(np.ones((3, 3)))}, "its covariance is not symmetric"),
-        ({"mu": np.zeros(4), "sigma": np.eye(4)}, "has 4 features, the extractor 3"),
-        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, "not a file of statistics"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.eye(1)}, "not a file of statistics"),
-    ],
-)
-def test_hostile_statistics_are_one_line(tmp_path, arrays, problem):
-    np.savez(tmp_path / "x.npz", **arrays)
-    with pytest.raises(UserError) as caught:
-        read_statistics(tmp_path / "x.npz", 3)
-    assert problem in str(caught.value) and str(caught.value).startswith(f"{tmp_path}/x.npz: ")
-
-
-def test_text_and_missing_files_as_statistics(tmp_path):
-    (tmp_path / "x.npz").write_text("text")
-    for name, problem in (("x.npz", "not a file of statistics"), ("y.npz", "no such file of statistics")):
-        with pytest.raises(UserError, match=problem):
-            read_statistics(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -318,3 +169,61 @@ def test_features_are_kept_as_far_as_is_asked():
 
     found = extract({"pixels": Pixels()}, images, 20, 6, kept=8)["pixels"]
     assert found.kept.shape == (8, SIDE**2) and found.logits.shape == (20, CLASSES)
+
+
+def test_kept_features_are_of_all_classes():
+    """Data sets lie class by class, and generated labels follow each other."""
+
+    def images(first, count):
+        labels = (torch.arange(first, first + count) * CLASSES) // 200
+        return torch.zeros(count, 1, SIDE, SIDE, dtype=torch.uint8), labels
+
+    found = extract({"pixels": Pixels()}, images, 200, 6, kept=40)["pixels"]
+    assert len(found.kept) == len(found.kept_labels) == 40 and found.kept_labels.bincount().min() > 3
+
+
+def test_labels_of_the_validation_pictures():
+    drifting, real = CONVENTIONS["drifting"], torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
+    assert torch.equal(drifting.choose_labels(8, 4, 0, real), real)
+    assert drifting.choose_labels(4, 4, 0, real).tolist() == [0, 1, 1, 3]
+    assert drifting.choose_labels(16, 4, 0, real).tolist() == real.repeat_interleave(2).tolist()
+    measured = evaluator(convention="drifting", validation=Made(30), num_samples=60)
+    measured.evaluate(Shades())
+    assert measured._generated["pixels"].labels.tolist() == Made(30).labels.repeat_interleave(2).tolist()
+    with pytest.raises(ValueError, match="takes its labels from validation pictures: give validation"):
+        evaluator(convention="drifting")
+    with pytest.raises(UserError, match="validation has 0 classes, the generator 4"):
+        evaluator(convention="drifting", validation=Made(classes=0)).check(CLASSES, (1, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("call", ["check", "evaluate"])
+def test_features_of_an_encoder_at_random_are_refused(call):
+    encoder = ConvNet(1, [4], CLASSES)
+    measured = evaluator(extractors={"own": encoder})
+    calls = {"check": lambda: measured.check(CLASSES, (1, SIDE, SIDE)), "evaluate": lambda: measured.evaluate(Shades())}
+    with pytest.raises(UserError, match="extractor 'own', a ConvNet: its weights are at random; name the artifact"):
+        calls[call]()
+    encoder.load_state_dict(encoder.state_dict())
+    calls[call]()
+    with torch.device("meta"):  # of a prerequisite that is yet to be trained
+        measured = evaluator(extractors={"own": ConvNet(1, [4], CLASSES)})
+    measured.check(CLASSES, (1, SIDE, SIDE))
+
+
+def test_an_encoder_is_run_once_for_features_and_classes():
+    encoder = ConvNet(1, [4], CLASSES)
+    calls = []
+    encoder.stages.register_forward_pre_hook(lambda *_: calls.append(1))
+    encoder.stages[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    images = torch.rand(2, 1, SIDE, SIDE)
+    features, logits = encoder.encode_and_classify(images)
+    assert len(calls) == 1 and torch.equal(logits, encoder.classify(images))
+    assert torch.equal(features["pooled"], encoder(images)["pooled"])
+
+
+def test_progress_counts_real_pictures_once():
+    told = []
+    measured = evaluator(validation=Made(30))
+    for _ in range(2):
+        measured.evaluate(Shades(), progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (90, 90) and (180, 180) in told and told[0] == (16, 180)
