@@ -111,6 +111,20 @@ def test_real_digits_of_the_wrong_class_have_no_accuracy(evaluator):
     assert figures["fd"] < 0.3
 
 
+def test_error_bars_are_as_far_as_seeds_lie_apart():
+    evaluator, found, bars = DigitsEvaluator(per_class=20), [], []
+    for seed in range(12):
+        figures = evaluator.evaluate(RealDigits(), seed=seed)
+        found.append([figures["fd"], figures["accuracy"]])
+        error = evaluator.bootstrap(10, seed=seed)
+        bars.append([error["fd"], error["accuracy"]])
+    apart, bars = torch.tensor(found).std(dim=0), torch.tensor(bars).mean(dim=0)
+    assert ((apart / 3 < bars) & (bars < 3 * apart)).all()
+    assert evaluator.bootstrap(3, seed=1) == evaluator.bootstrap(3, seed=1)
+    evaluator.evaluate(Noise(num_classes=0))
+    assert set(evaluator.bootstrap(2)) == {"fd"}
+
+
 def test_noise_scores_as_chance(evaluator):
     figures = evaluator.evaluate(Noise())
     assert figures["accuracy"] == pytest.approx(0.1, abs=0.04)

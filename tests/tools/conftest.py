@@ -41,6 +41,21 @@ def biflow_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def save_random_vae(folder):
+    """A small VAE of random weights that halves the sides, as diffusers saves it; returns it."""
+    import diffusers
+
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    vae.save_pretrained(folder)
+    return vae
+
+
 def snapshot(folder):
     """Every file and folder with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

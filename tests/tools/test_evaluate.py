@@ -8,11 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from genflow.data import PackedImages
 from genflow.engine.train import TrainOptions, train
-from genflow.runs.evaluate import Setting
+from genflow.errors import UserError
+from genflow.evaluation.conventions import CONVENTIONS
+from genflow.evaluation.generation import GenerationEvaluator
+from genflow.evaluation.statistics import make_statistics, read_statistics
+from genflow.runs import sweep
+from genflow.runs.evaluate import Setting, measure
+from genflow.runs.folder import open_run
 from genflow.runs.sweep import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -97,11 +105,67 @@ def test_a_killed_call_goes_on(run):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (partial,) = (run / ".evaluation").glob("*.pt")
+    own = "evaluation, seed 3, guidance 1, average None, evaluation.batch_size=1, evaluation.num_samples=600"
     evaluate(run, *options)
-    found = metrics(run)["evaluation, seed 3, guidance 1, average None"]
+    found = metrics(run)[own]
     assert not partial.exists() and found["samples"] == 600
     evaluate(run, *options)
-    assert metrics(run)["evaluation, seed 3, guidance 1, average None"]["model"] == found["model"]
+    assert metrics(run)[own]["model"] == found["model"]
+
+
+def test_changed_settings_have_an_entry_of_their_own(run):
+    before = metrics(run)["evaluation"]
+    evaluate(run, "--num-samples", "30")
+    after = metrics(run)
+    assert after["evaluation"] == before and after["evaluation, evaluation.num_samples=30"]["samples"] == 30
+
+
+def test_a_killed_sweep_measures_what_is_left(run, monkeypatch):
+    opened, settings = open_run(run), [Setting(guidance=scale) for scale in (1.25, 1.75, 2.25)]
+    measured = []
+
+    def stopping(run, evaluator, setting, *rest):
+        measured.append(setting.guidance)
+        if measured == [1.25, 1.75]:
+            raise KeyboardInterrupt
+        return measure(run, evaluator, setting, *rest)
+
+    monkeypatch.setattr(sweep, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep_run(opened, settings)
+    reports = sweep.sweep_run(opened, settings)
+    assert measured == [1.25, 1.75, 1.75, 2.25] and [report["guidance"] for report in reports] == [1.25, 1.75, 2.25]
+    assert not list((run / ".evaluation").iterdir())
+    (file,) = [sweep.work_file(opened, settings[0], "done_0.json")]
+    file.write_text("damaged")
+    assert sweep.sweep_run(opened, settings[:1])[0]["model"] == reports[0]["model"] and measured[-1] == 1.25
+
+
+def test_error_bars_that_there_are_not(run, monkeypatch):
+    monkeypatch.setattr(GenerationEvaluator, "has_error_bars", False)
+    with pytest.raises(UserError, match="--bootstrap: a GenerationEvaluator has no error bars"):
+        sweep.sweep_run(open_run(run), [Setting()], bootstrap=2)
+
+
+def test_statistics_in_the_features_of_a_run(run, tmp_path):
+    """Two processes find what one does."""
+    for index in range(9):
+        Image.effect_noise((8, 8), 60 + 10 * index).save(tmp_path / f"{index}.png")
+    packed, out, extractor = tmp_path / "packed", tmp_path / "statistics.npz", run.parent / "classifier_digits"
+    tool = ROOT / "tools" / "prepare_data.py"
+    packing = ("images", tmp_path, packed, "--size", "8", "--channels", "1", "--labels", "none")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    statistics = ("statistics", packed, out, "--extractor", extractor, "--batch-size", "2")
+    for command in ((tool, *packing), (*launch, tool, *statistics)):
+        subprocess.run(list(map(str, [sys.executable, *command])), check=True, capture_output=True)
+    encoder = open_run(extractor).method().artifact_module
+    alone = make_statistics(
+        PackedImages.opened(str(packed)), encoder, CONVENTIONS["torch_fidelity"], tmp_path / "alone.npz"
+    )
+    shared = read_statistics(out)
+    assert np.allclose(shared.gaussian.mean, alone.gaussian.mean, atol=1e-6)
+    assert np.allclose(shared.gaussian.covariance, alone.gaussian.covariance, atol=1e-6)
+    assert shared.facts == alone.facts
 
 
 AVERAGES = ["main", "slow", "none"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_random_vae
 from PIL import Image
 
 from genflow.engine.train import TrainOptions, train
@@ -35,7 +36,7 @@ def tool(name, *arguments, check=True):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """200 JPEGs in 10 folders with odd files among them, a VAE of random weights, and an extractor of such."""
-    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers")
     import timm
 
     place = tmp_path_factory.mktemp("imagenet")
@@ -50,16 +51,7 @@ def place(tmp_path_factory):
     (place / "train" / "n00000000" / ".DS_Store").write_bytes(b"x")
     (place / "train" / "n00000001" / "notes.txt").write_text("x")
     (place / "train" / "README").write_text("x")
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=SIDE,
-    )
-    vae.save_pretrained(place / "vae")
+    save_random_vae(place / "vae")
     torch.save(timm.create_model("resnet10t", pretrained=False).state_dict(), place / "resnet.pt")
     return place
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_random_vae
 from PIL import Image
 
 from genflow.data import ImageFolder, LatentCache, PackedImages
@@ -163,16 +164,8 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_gone_on_from(refused, phot
 
 
 def test_latents_are_the_moments_of_both_views(photos, tmp_path):
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=16,
-    )
-    vae.save_pretrained(tmp_path / "vae")
+    pytest.importorskip("diffusers")
+    vae = save_random_vae(tmp_path / "vae")
     codec = f"components.codec={{type: SDVAE, image_size: 16, weights: {tmp_path / 'vae'}}}"
     recipe = ROOT / "recipes" / "meanflow_b2_imagenet.yaml"
     options = ("--recipe", recipe, "--cfg-options", codec, "model.backbone.image_size=8")
