@@ -80,6 +80,7 @@ class GenerationEvaluator(Evaluator):
         self._reference: dict[str, FeatureSet] = {}
         self._validation: dict[str, FeatureSet] = {}
         self._generated: dict[str, FeatureSet] = {}
+        self._real: dict[int, dict[str, float]] = {}  # what reference returns, by its argument
         for name in self.statistics:
             if name not in extractors:
                 raise ValueError(f"statistics.{name}: there is no such extractor, expected {', '.join(extractors)}")
@@ -146,16 +147,18 @@ class GenerationEvaluator(Evaluator):
             self.extractors, images, self.num_samples, self.batch_size, self.kept_features, share, told
         )
         figures = self._figures(self._generated, generator.num_classes)
-        real = self._figures(self._validation, 0)
-        distances = [self._title("fd", name) for name in self._validation]
-        if distances and all(real[name] > 0 for name in distances):  # 0: validation is the reference itself
-            figures["fdr"] = sum(figures[name] / real[name] for name in distances) / len(distances)
+        real = self.reference(generator.num_classes)
+        names = [self._title("fd", name) for name in self._validation]
+        if names and all(real[name] > 0 for name in names):  # 0: the validation pictures are the reference itself
+            figures["fdr"] = sum(figures[name] / real[name] for name in names) / len(names)
         return figures
 
     def reference(self, num_classes: int = 0) -> dict[str, float]:
         """The figures of the validation pictures, after :meth:`evaluate`; empty without them."""
-        real = self._figures(self._validation, num_classes)
-        return {**real, "fdr": 1.0} if real else {}
+        if num_classes not in self._real:
+            real = self._figures(self._validation, num_classes)
+            self._real[num_classes] = {**real, "fdr": 1.0} if real else {}
+        return dict(self._real[num_classes])
 
     def facts(self) -> dict[str, Any]:
         """What the figures depend on beside the generator, and what they may be compared with."""

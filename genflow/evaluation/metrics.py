@@ -73,7 +73,8 @@ def kernel_distance(
     draws, size = np.random.default_rng(seed), min(size, len(a), len(b))
 
     def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+        base = x @ y.T / x.shape[1] + 1
+        return base * base * base  # numpy's power takes ten times as long
 
     found = []
     for _ in range(subsets):

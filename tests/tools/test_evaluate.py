@@ -40,6 +40,7 @@ evaluation:
   validation: {{type: Digits, split: test}}
   num_samples: 60
   batch_size: 7
+  kept_features: 100
 """
 
 
@@ -97,7 +98,7 @@ def test_a_sweep_is_a_table_a_picture_and_the_best(run):
 
 
 def test_a_killed_call_goes_on(run):
-    options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=600")
+    options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=300")
     process = subprocess.Popen(list(map(str, [sys.executable, TOOL, run, *options])), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not list((run / ".evaluation").glob("*.pt")) and time.monotonic() < deadline and process.poll() is None:
@@ -105,10 +106,10 @@ def test_a_killed_call_goes_on(run):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (partial,) = (run / ".evaluation").glob("*.pt")
-    own = "evaluation, seed 3, guidance 1, average None, evaluation.batch_size=1, evaluation.num_samples=600"
+    own = "evaluation, seed 3, guidance 1, average None, evaluation.batch_size=1, evaluation.num_samples=300"
     evaluate(run, *options)
     found = metrics(run)[own]
-    assert not partial.exists() and found["samples"] == 600
+    assert not partial.exists() and found["samples"] == 300
     evaluate(run, *options)
     assert metrics(run)[own]["model"] == found["model"]
 
