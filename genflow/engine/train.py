@@ -33,7 +33,7 @@ from genflow.engine.signals import TrainingStopped, stop_requests
 from genflow.errors import RepeatedError, UserError, opencv_missing
 from genflow.methods.base import Method
 from genflow.processes import agreed, decided
-from genflow.runs.evaluate import evaluate_run, format_report
+from genflow.runs.evaluate import Setting, format_report, measure
 from genflow.runs.folder import RAW, Run, RunFolder
 from genflow.weights import read_weights
 
@@ -155,8 +155,10 @@ def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, give
             folder.keep_prerequisite(name, run.weights_file())
     seconds = _run(runner)
     if is_main_process():
-        _finish(graph, folder, runner, checked.cost, seconds)
+        _finish(graph, folder, runner, checked.cost)
     barrier()
+    _evaluate(Run(folder.path, graph), runner.logger.info)
+    runner.logger.info(f"finished in {seconds:.0f} s: {folder}")
 
 
 def _train_prerequisites(
@@ -188,7 +190,8 @@ def _train_prerequisites(
         decided(lambda run=run, own=prerequisite.graph, where=where: check_prerequisite(run, own, where))
         say(f"prerequisite '{name}': using {run}")
         finished = Run(run.path, prerequisite.graph)
-        decided(lambda finished=finished: _evaluate_if_killed(finished))
+        if decided(lambda finished=finished: _lacks_evaluation(finished)):
+            _evaluate(finished, say)
     return runs
 
 
@@ -309,9 +312,8 @@ def _finish(
     folder: RunFolder,
     runner: "Runner",
     cost: GeneratorCost | str | None,
-    seconds: float,
 ) -> None:
-    """Write metrics, the trained weights (every average, and as they are) and, if the recipe says how, evaluate."""
+    """Write metrics and the trained weights, every average, and as they are."""
     metrics: dict[str, Any] = {
         "updates": runner.max_iters,
         "images": runner.max_iters * runner.batch_size,
@@ -335,22 +337,23 @@ def _finish(
                 folder.write_artifact(graph, method, name)
     with swapped(weights, exported):
         folder.write_artifact(graph, method)
-    _evaluate(Run(folder.path, graph), runner.logger.info)
-    runner.logger.info(f"finished in {seconds:.0f} s: {folder}")
 
 
 def _evaluate(run: Run, tell: Callable[[str], None]) -> None:
-    """Evaluate a run if its recipe says how; it is complete without."""
+    """Evaluate a run if its recipe says how; it is complete without. Long evaluations are shared by the processes."""
     if run.graph.recipe.arguments["evaluation"] is None:
         return
     try:
-        tell("evaluation\n" + format_report(evaluate_run(run, device=training_device())))
+        evaluator = agreed(run.evaluator)
+        shared = not evaluator.holds_images
+        if shared or is_main_process():
+            tell("evaluation\n" + format_report(measure(run, evaluator, Setting(), training_device(), shared=shared)))
     except UserError as error:
         tell(f"not evaluated: {error}")
+    barrier()
 
 
-def _evaluate_if_killed(run: Run) -> None:
-    """Evaluate a prerequisite if its training ended before its own recipe's evaluation did."""
+def _lacks_evaluation(run: Run) -> bool:
+    """Whether the training of a prerequisite ended before its own recipe's evaluation did."""
     own = load_recipe(run.recipe_file).get("evaluation")
-    if run.checkpoints and "evaluation" not in run.metrics and own == run.graph.plain.get("evaluation"):
-        _evaluate(run, say)
+    return bool(run.checkpoints) and "evaluation" not in run.metrics and own == run.graph.plain.get("evaluation")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from genflow.config.recipe import dump_yaml
 from genflow.evaluation.base import Evaluator, Share
+from genflow.processes import agreed
 from genflow.runs.folder import Run
 from genflow.weights import file_digest
 
@@ -103,7 +104,7 @@ def measure(
         UserError: as :func:`evaluate_run`.
     """
     average = None if setting.average == run.exported_average else setting.average
-    generator = run.generator(device, average)
+    generator = agreed(lambda: run.generator(device, average)) if shared else run.generator(device, average)
     generator.set_sampling(setting.steps, setting.interval)
     rank, size = get_dist_info() if shared else (0, 1)
     partial = work_file(run, setting, f"process_{rank}_of_{size}.pt")

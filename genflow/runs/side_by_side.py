@@ -135,7 +135,7 @@ def draw(entries: Sequence[Entry], data: Dataset, names: Sequence[str], path: Pa
     for axes, entry in zip(np.atleast_1d(middle.subplots(1, len(entries))), entries, strict=True):
         _show(axes, torch.cat([entry.compared, entry.nearest.pictures]), COMPARED, "")
         apart = float(entry.nearest.distances.median())
-        said = f"{entry.name}: {apart:.0f} grey levels apart; training pictures {usual:.0f}"
+        said = f"{entry.name}: {apart:.0f} grey levels away; training pictures from each other {usual:.0f}"
         axes.set_xlabel(said, fontsize=8)
     _tabulate(bottom.subplots(), entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI))

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 
 from genflow.data import PackedImages
-from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.evaluation.conventions import CONVENTIONS
 from genflow.evaluation.generation import GenerationEvaluator
 from genflow.evaluation.statistics import make_statistics, read_statistics
 from genflow.runs import sweep
-from genflow.runs.evaluate import Setting, measure
+from genflow.runs.evaluate import Setting, evaluate_run, measure
 from genflow.runs.folder import open_run
 from genflow.runs.sweep import settings_of
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "evaluate.py"
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 CLASSIFIER = "prerequisites.classifier.recipe"
 RECIPE = f"""
 _base_: {ROOT}/recipes/pmf_digits.yaml
@@ -46,10 +46,13 @@ evaluation:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A run that two processes trained, and measured at its end."""
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "tiny.yaml").write_text(RECIPE)
-    options = [f"{CLASSIFIER}.train_cfg.max_iters=3"]
-    return train(folder / "tiny.yaml", options, options=TrainOptions(folder / "run"))
+    options = ["--work-dir", folder / "run", "--cfg-options", f"{CLASSIFIER}.train_cfg.max_iters=3"]
+    command = [sys.executable, *TWO, ROOT / "tools" / "train.py", folder / "tiny.yaml", *options]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return folder / "run"
 
 
 def evaluate(run, *arguments, launch=()):
@@ -75,13 +78,15 @@ def test_training_ends_with_the_figures_and_what_they_depend_on(run):
     assert report["real"]["fdr"] == 1 and report["samples"] == 60
     assert report["convention"] == "torch_fidelity" and len(report["extractors"]["classifier"]) == 16
     assert report["beside"].startswith("none: no extractor is the Inception network")
+    evaluate(run)
+    assert metrics(run)["evaluation"]["model"] == pytest.approx(report["model"], rel=1e-5)
 
 
 def test_processes_get_what_one_gets(run):
     said = evaluate(run, "--seed", "1")
     assert "published figures that these may stand beside: none" in said
     alone = metrics(run).pop("evaluation, seed 1, guidance 1, average None")
-    evaluate(run, "--seed", "1", launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    evaluate(run, "--seed", "1", launch=TWO)
     shared = metrics(run)["evaluation, seed 1, guidance 1, average None"]
     assert shared["model"] == pytest.approx(alone["model"], rel=1e-5)
     assert not list((run / ".evaluation").glob("*.pt"))
@@ -110,8 +115,8 @@ def test_a_killed_call_goes_on(run):
     evaluate(run, *options)
     found = metrics(run)[own]
     assert not partial.exists() and found["samples"] == 300
-    evaluate(run, *options)
-    assert metrics(run)[own]["model"] == found["model"]
+    again = evaluate_run(open_run(run, options[-2:]), seed=3)
+    assert again["model"] == pytest.approx(found["model"], rel=1e-5)
 
 
 def test_changed_settings_have_an_entry_of_their_own(run):
@@ -155,9 +160,8 @@ def test_statistics_in_the_features_of_a_run(run, tmp_path):
     packed, out, extractor = tmp_path / "packed", tmp_path / "statistics.npz", run.parent / "classifier_digits"
     tool = ROOT / "tools" / "prepare_data.py"
     packing = ("images", tmp_path, packed, "--size", "8", "--channels", "1", "--labels", "none")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     statistics = ("statistics", packed, out, "--extractor", extractor, "--batch-size", "2")
-    for command in ((tool, *packing), (*launch, tool, *statistics)):
+    for command in ((tool, *packing), (*TWO, tool, *statistics)):
         subprocess.run(list(map(str, [sys.executable, *command])), check=True, capture_output=True)
     encoder = open_run(extractor).method().artifact_module
     alone = make_statistics(
