@@ -30,7 +30,7 @@ class Entry:
 
     Args:
         name: of its folder.
-        report: of :func:`~genflow.runs.evaluate.evaluate_run`.
+        report: of :func:`~genflow.runs.evaluate.evaluate_run`; without figures where the recipe has no evaluation.
         panel: (classes x per_class, C, H, W) samples, class by class.
         compared: (N, C, H, W) samples whose nearest training pictures are shown.
         nearest: those.
@@ -62,12 +62,15 @@ def gather(
         progress: called with training pictures looked at, and all of them.
 
     Raises:
-        UserError: the run has no evaluation, or the training data are no pictures.
+        UserError: the training data are no pictures, or the figures cannot be measured.
     """
     generator = run.generator(device)
     scale = generator.default_guidance if guidance is None else guidance
     setting = Setting(guidance=None if scale == generator.default_guidance else scale)
-    report = run.metrics.get(setting.key(scale)) or evaluate_run(run, guidance=setting.guidance, device=device)
+    if run.graph.recipe.arguments["evaluation"] is None:
+        report = {"model": {}, "real": {}, "guidance": scale, "nfe": generator.nfe}
+    else:
+        report = run.metrics.get(setting.key(scale)) or evaluate_run(run, guidance=setting.guidance, device=device)
     labels = torch.arange(classes_of(generator.num_classes)).repeat_interleave(PER_CLASS)
     panel = generator.sample(labels.to(device), seed, scale).cpu()
     # Of other noise than the panel's, and of all classes in turn.
@@ -121,9 +124,11 @@ def draw(entries: Sequence[Entry], data: Dataset, names: Sequence[str], path: Pa
     panels = [("training pictures", real_panel(data)), *((_title(entry), entry.panel) for entry in entries)]
     rows = len(panels[0][1]) // PER_CLASS
     height = _PANEL * rows / PER_CLASS
-    strips, table = 0.62 * len(entries) + 0.25, 0.26 * (len(entries) + 3)
-    figure = Figure(figsize=(_PANEL * len(panels) + 1.1, height + strips + table + 0.6), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(height + 0.4, strips + 0.1, table + 0.1))
+    heights = [height + 0.4, 0.62 * len(entries) + 0.35]
+    if all(entry.report["model"] for entry in entries):
+        heights.append(0.26 * (len(entries) + 3) + 0.1)
+    figure = Figure(figsize=(_PANEL * len(panels) + 1.1, sum(heights)), layout="constrained")
+    top, middle, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
     for number, (axes, (title, panel)) in enumerate(zip(top.subplots(1, len(panels)), panels, strict=True)):
         _show(axes, panel, PER_CLASS, title)
         if number == 0 and names:
@@ -137,7 +142,8 @@ def draw(entries: Sequence[Entry], data: Dataset, names: Sequence[str], path: Pa
         apart = float(entry.nearest.distances.median())
         said = f"{entry.name}: {apart:.0f} grey levels away; training pictures from each other {usual:.0f}"
         axes.set_xlabel(said, fontsize=8)
-    _tabulate(bottom.subplots(), entries)
+    for part in bottom:
+        _tabulate(part.subplots(), entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI))
 
 

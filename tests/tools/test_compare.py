@@ -1,6 +1,7 @@
 """tools/compare.py from end to end, and what it refuses."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,15 @@ def test_runs_are_drawn_beside_each_other_and_measured_where_they_are_not(runs, 
     metrics = json.loads((runs[1] / "metrics.json").read_text())
     assert metrics["evaluation, seed 0, guidance 2.5, average None"]["model"]
     assert "evaluation, seed 0, guidance 2.5, average None" not in (runs[0] / "metrics.json").read_text()
+
+
+def test_a_run_without_evaluation_is_drawn_without_figures(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "bare")
+    recipe = tmp_path / "bare" / "recipe.yaml"
+    recipe.write_text(re.sub(r"^evaluation:\n(  .*\n)+", "", recipe.read_text(), flags=re.MULTILINE))
+    tool = [sys.executable, ROOT / "tools" / "compare.py", tmp_path / "bare", "--out", tmp_path / "a.png"]
+    subprocess.run(list(map(str, tool)), check=True, capture_output=True)
+    assert (tmp_path / "a.png").is_file()
 
 
 @pytest.mark.parametrize(
