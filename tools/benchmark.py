@@ -17,6 +17,7 @@ BENCHMARKS = {
     "inverse": ("inverse", "InverseOptions", "benchmark_inverse", "inverse_table"),
     "train-step": ("train_step", "TrainStepOptions", "benchmark_train_step", "train_step_table"),
     "drift-loss": ("drift_loss", "DriftLossOptions", "benchmark_drift_loss", "drift_loss_table"),
+    "data": ("data", "DataOptions", "benchmark_data", "data_table"),
 }
 PRECISIONS = ["float32", "bfloat16"]
 
@@ -94,18 +95,32 @@ def parse() -> argparse.Namespace:
     loss.add_argument(
         "--precision", choices=PRECISIONS, help="of the features (default: that of the recipe's training)"
     )
+
+    data = commands.add_parser(
+        "data",
+        help="pictures and latents per second, and what limits them",
+        description="Time on one thread, from a temporary folder of random content: decoding and cropping JPEGs, and "
+        "reading packed pictures and latents as training gets them; beside each what limits it.",
+        example="python tools/benchmark.py data --repeats 5 --json data.json",
+        of_recipe=False,
+    )
+    data.add_argument("--pictures", type=int, default=64, metavar="N", help="JPEGs of 500x375 pixels (default: 64)")
+    data.add_argument("--packed", type=int, default=2000, metavar="N", help="packed pictures (default: 2000, 393 MB)")
+    data.add_argument("--latents", type=int, default=20_000, metavar="N", help="latents (default: 20000, 655 MB)")
+    data.add_argument("--batch", type=int, default=256, metavar="N", help="of packed ones (default: 256)")
     return parser.parse_args()
 
 
-def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
-    """The parser of one benchmark, with the options that all of them share."""
+def _command(prog: str, description: str, example: str, of_recipe: bool = True, **_: Any) -> Parser:
+    """The parser of one benchmark, with the options that all of them share, or all that measure a recipe."""
     parser = Parser(description, example)
     parser.prog = prog
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
-    parser.add_argument("--device", type=device, default=default_device())
     parser.add_json("write the figures, every run, hardware and versions")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
-    parser.add_imports()
+    if of_recipe:
+        parser.add_argument("--device", type=device, default=default_device())
+        parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+        parser.add_imports()
     return parser
 
 
@@ -115,9 +130,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     module = importlib.import_module(f"genflow.benchmarks.{name}")
     make_options, measure, make_table = (getattr(module, part) for part in parts)
     options = make_options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(make_options)})
+    inputs = (arguments.subject, options, arguments.cfg_options) if "subject" in arguments else (options,)
     with progress_bar("timing") as bar:
         task = bar.add_task("", total=options.runs)
-        report = measure(arguments.subject, options, arguments.cfg_options, lambda: bar.advance(task))
+        report = measure(*inputs, lambda: bar.advance(task))
     return report, make_table(report)
 
 

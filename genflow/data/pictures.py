@@ -165,8 +165,9 @@ def center_crop(picture: Image.Image, side: int) -> Image.Image:
 
 def to_images(pixels: np.ndarray, draws: Draws | None) -> Tensor:
     """(B, H, W, C) bytes to (B, C, H, W) images in [-1, 1]; with ``draws`` half of them mirrored."""
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    if draws is not None:
-        mirrored = (draws.uniform("flip") < 0.5).view(-1, 1, 1, 1)
-        images = torch.where(mirrored, images.flip(3), images)
-    return images.contiguous()
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    mirrored = [False] * len(planes) if draws is None else (draws.uniform("flip") < 0.5).tolist()
+    images = torch.empty(planes.shape)
+    for image, plane, mirror in zip(images, planes, mirrored, strict=True):  # one at a time stays in the cache
+        image.copy_(plane.flip(2) if mirror else plane).div_(255).sub_(0.5).div_(0.5)
+    return images

@@ -70,6 +70,19 @@ def test_drift_loss_of_a_recipe(tmp_path):
     assert "ours / formulas" in done.stdout
 
 
+def test_data_without_a_recipe(tmp_path):
+    command = [TOOL, "data", "--repeats", 1, "--pictures", 2, "--packed", 3, "--latents", 4, "--batch", 2]
+    command += ["--json", tmp_path / "data.json"]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "data.json").read_text())
+    assert report["benchmark"] == "data" and report["hardware"]["threads"] == 1
+    assert report["latents"]["batch"]["samples_per_second"] > 0
+    assert "packed images, take" in done.stdout and "goal for latents" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +101,9 @@ def test_drift_loss_of_a_recipe(tmp_path):
         (["train-step", RECIPE], f"{RECIPE}: model: found BiFlow, expected a MeanFlow"),
         (["drift-loss", RECIPE, "--repeats", "0"], "--repeats: found 0, expected at least 1"),
         (["drift-loss", RECIPE], f"{RECIPE}: model: found BiFlow, expected a Drifting"),
+        (["data", "--pictures", "0"], "--pictures: found 0, expected at least 1"),
+        (["data", "--latents", "9"], "--batch: found 256, expected at most --packed 2000 and --latents 9"),
+        (["data", RECIPE], f"unrecognized arguments: {RECIPE}"),
         (
             ["inverse", ROOT / "recipes" / "itarflow_digits.yaml"],
             f"{ROOT / 'recipes' / 'itarflow_digits.yaml'}: model.type: found 'MaximumLikelihood', expected a BiFlow, "
