@@ -19,23 +19,25 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+#: Counters that a CPU computes at a time, so that the steps of Philox find their numbers in its cache.
+_AT_ONCE = 2**16
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Philox 4x32-10: four 32-bit counter words and two key words to four random 32-bit words.
 
-    Words are held in int64 tensors. A product of two words wraps around in int64, but its two halves,
-    masked, are still right.
+    Words are held in int64 tensors, of shapes that broadcast; they take their common shape as late as they can, which
+    saves most of the first rounds. A product of two words wraps around in int64, but its two halves, masked, are still
+    right; the low half is masked together with what it is combined with.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & _WORD, product0 & _WORD
-        high1, low1 = (product1 >> 32) & _WORD, product1 & _WORD
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        c0, c2 = ((product1 >> 32) ^ (c1 ^ k0)) & _WORD, ((product0 >> 32) ^ (c3 ^ k1)) & _WORD
+        c1, c3 = product1, product0
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return [c0, c1, c2, c3]
+    return list(torch.broadcast_tensors(c0, c1 & _WORD, c2, c3 & _WORD))
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class Draws:
     def _words(self, stream: str, count: int) -> Tensor:
         """(B, count) int64 words in [0, 2**32)."""
         blocks = torch.arange(math.ceil(count / 4), device=self.positions.device)
-        position = self.positions.unsqueeze(1)
-        counter = torch.broadcast_tensors(
-            blocks, position & _WORD, (position >> 32) & _WORD, torch.full_like(blocks, zlib.crc32(stream.encode()))
-        )
-        words = philox(counter, (self.seed & _WORD, (self.seed >> 32) & _WORD))
-        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+        purpose = torch.full_like(blocks, zlib.crc32(stream.encode()))
+        key = self.seed & _WORD, (self.seed >> 32) & _WORD
+        words = self.positions.new_empty(len(self), len(blocks), 4)
+        rows = max(1, _AT_ONCE // max(1, len(blocks)) if words.device.type == "cpu" else len(self))
+        for part, position in zip(words.split(rows), self.positions.unsqueeze(1).split(rows), strict=True):
+            counter = (blocks, position & _WORD, (position >> 32) & _WORD, purpose)
+            torch.stack(philox(counter, key), dim=-1, out=part)
+        return words.flatten(1)[:, :count]
 
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 uniform numbers in (0, 1), 23 bits each; ``stream`` names their use."""
