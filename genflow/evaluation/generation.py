@@ -134,7 +134,7 @@ class GenerationEvaluator(Evaluator):
             UserError: as :meth:`check`, or an extractor has no weights.
         """
         shape = tuple(generator.codec.decode(torch.zeros(1, *generator.noise_shape, device=device)).shape[1:])
-        real = self._prepare(device, generator.num_classes, shape, share, progress)
+        seen = self._prepare(device, generator.num_classes, shape, share, progress)
         validation = next((entry.labels for entry in self._validation.values()), None)
         labels = self.convention.choose_labels(self.num_samples, generator.num_classes, seed, validation)
 
@@ -142,7 +142,7 @@ class GenerationEvaluator(Evaluator):
             part = labels[first : first + count]
             return self.convention.to_bytes(generator.sample(part.to(device), seed, guidance, first)), part
 
-        told = _counted(progress, real, real + self.num_samples)
+        told = _counted(progress, seen, seen + self.num_samples)
         self._generated = extract(
             self.extractors, images, self.num_samples, self.batch_size, self.kept_features, share, told
         )
@@ -186,7 +186,7 @@ class GenerationEvaluator(Evaluator):
         }
 
     def _beside(self) -> str:
-        resizes = {getattr(encoder, "resize", None) for encoder in self.extractors.values()}
+        resizes = {encoder.description.get("resize") for encoder in self.extractors.values()}
         if self.convention.inception not in resizes:
             return "none: no extractor is the Inception network with this convention's resize"
         if not self.statistics:

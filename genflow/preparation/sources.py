@@ -146,10 +146,22 @@ def _unpack(source: Path, folder: Path) -> None:
             else:
                 with tarfile.open(source, "r:") as archive:
                     _check_size(source, sum(entry.size for entry in archive.getmembers() if entry.isfile()), free)
-                    archive.extractall(folder, filter="data")
+                    _extract(archive, folder)
         except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError, EOFError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"{source}: not a readable archive: {reason(error)}") from None
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write the regular files; links could lead anywhere. tarfile's own filters are younger than Python 3.11.0."""
+    for entry in archive.getmembers():
+        path = (folder / entry.name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"{entry.name!r} leads outside")
+        if entry.isfile():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with archive.extractfile(entry) as content, open(path, "wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def _check_size(source: Path, size: int, free: int) -> None:

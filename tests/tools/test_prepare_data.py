@@ -18,6 +18,7 @@ from PIL import Image
 
 from genflow.data import ImageFolder, LatentCache, PackedImages
 from genflow.preparation.emoji import EmojiSource, half_of, read_list
+from genflow.preparation.sources import unpacked
 
 ROOT = Path(__file__).parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "prepare_data.py")]
@@ -142,6 +143,15 @@ def test_an_archive_cannot_leave_its_folder(refused, tmp_path):
         "prepare_data", "images", tmp_path / "evil.tar", tmp_path / "a" / "b", "--size", "8"
     )
     assert not list(tmp_path.rglob("escaped.png"))
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        for name, kind in (("out", tarfile.SYMTYPE), ("pipe.png", tarfile.FIFOTYPE)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, str(tmp_path)
+            archive.addfile(entry)
+        archive.addfile(tarfile.TarInfo("out/escaped.png"))
+    with unpacked(tmp_path / "links.tar", tmp_path / "c") as folder:
+        assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == ["out", "out/escaped.png"]
+    assert not list(tmp_path.glob("escaped.png"))
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_is_gone_on_from(refused, photos, tmp_path):
