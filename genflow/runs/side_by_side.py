@@ -180,5 +180,5 @@ def _tabulate(axes: Any, entries: Sequence[Entry]) -> None:
         labels.append("real pictures")
     table = axes.table(rows, rowLabels=labels, colLabels=[name.replace("_", " ") for name in figures], loc="center")
     table.auto_set_font_size(False)
-    table.set_fontsize(8)
+    table.set_fontsize(7)
     axes.axis("off")
