@@ -31,19 +31,20 @@ def main() -> None:
 
     from genflow.inference.write_images import check_out
     from genflow.runs.folder import open_run
-    from genflow.runs.side_by_side import draw, gather, training_data
+    from genflow.runs.side_by_side import draw, gather, nearest_of, training_data
 
     check_out(arguments.out, (".png",), overwrite=arguments.overwrite)
     runs = [open_run(path, (), arguments.allow_imports) for path in arguments.runs]
-    data, entries = training_data(runs), []
+    scales = scales * len(runs) if len(scales) == 1 else scales
+    data = training_data(runs)
+    pairs = zip(runs, scales, strict=True)
+    entries = [gather(run, scale, arguments.seed, arguments.device) for run, scale in pairs]
     with progress_bar("looking through the training pictures") as bar:
-        for run, scale in zip(runs, scales * len(runs) if len(scales) == 1 else scales, strict=True):
-            task = bar.add_task(run.path.name, total=len(data))
-            told = lambda done, _, task=task: bar.update(task, completed=done)  # noqa: E731
-            entries.append(gather(run, data, scale, arguments.seed, arguments.device, told))
-    draw(entries, data, runs[0].class_names, arguments.out)
-    for entry in entries:
-        apart = entry.nearest.distances.median()
+        task = bar.add_task("", total=len(data))
+        nearest = nearest_of(entries, data, lambda done, _: bar.update(task, completed=done))
+    draw(entries, nearest, data, runs[0].class_names, arguments.out)
+    for entry, found in zip(entries, nearest, strict=True):
+        apart = found.distances.median()
         print(f"{entry.name}: nearest training pictures {apart:.1f} grey levels away in the middle of twelve")
     print(arguments.out)
 

@@ -244,8 +244,7 @@ def _extractor(text: str, allow_imports: Any) -> Any:
         encoder = ComponentGraph.component(text, "--extractor")
     if not isinstance(encoder, FeatureEncoder):
         raise UserError(f"--extractor: found a {type(encoder).__name__}, expected a feature encoder")
-    if not encoder.trained:
-        raise UserError(f"--extractor: a {type(encoder).__name__} has random weights; name the folder of a run")
+    encoder.require_trained(f"--extractor: a {type(encoder).__name__}")
     return encoder
 
 

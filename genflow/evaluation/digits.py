@@ -13,6 +13,7 @@ from genflow.data.digits import Digits
 from genflow.errors import UserError
 from genflow.evaluation.base import ALONE, Evaluator, Share
 from genflow.evaluation.metrics import frechet_distance, precision_recall
+from genflow.evaluation.resampling import draw_again
 from genflow.generators.base import Generator
 from genflow.ranges import Positive, Range
 from genflow.registry import EVALUATORS
@@ -91,8 +92,7 @@ class DigitsEvaluator(Evaluator):
         real = _pixels(_first_classes(self._test, classes)[0])
         found: dict[str, list[float]] = {}
         for _ in range(repeats):
-            same = [(labels == label).nonzero().flatten() for label in labels.unique()]
-            rows = torch.cat([own[torch.randint(len(own), (len(own),), generator=draws)] for own in same])
+            rows = draw_again(labels, labels, draws)
             found.setdefault("fd", []).append(frechet_distance(real, _pixels(images[rows])))
             if classes:
                 found.setdefault("accuracy", []).append(self.accuracy(images[rows], labels[rows]))

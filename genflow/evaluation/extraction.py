@@ -12,6 +12,7 @@ from genflow.evaluation.base import ALONE, Share
 from genflow.evaluation.inception import inception_score
 from genflow.evaluation.metrics import kernel_distance, precision_recall
 from genflow.evaluation.moments import Gaussian, Moments
+from genflow.evaluation.resampling import draw_again
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.processes import agreed
 from genflow.weights import write_atomically
@@ -79,11 +80,7 @@ class FeatureSet:
         labels, kept = (self.labels, self.kept_labels) if by_label else (self.labels * 0, self.kept_labels * 0)
         distances = []
         for _ in range(repeats):
-            times = torch.zeros(len(kept), dtype=torch.float64)
-            for label in kept.unique():
-                own = (kept == label).nonzero().flatten()
-                drawn = own[torch.randint(len(own), (int((labels == label).sum()),), generator=draws)]
-                times += drawn.bincount(minlength=len(kept))
+            times = draw_again(kept, labels, draws).bincount(minlength=len(kept)).double()
             moments = Moments.none(self.kept.shape[1])
             moments.add(self.kept, times)
             distances.append(moments.gaussian.distance(reference.gaussian))

@@ -107,7 +107,7 @@ class GenerationEvaluator(Evaluator):
                 known = ", ".join(encoder.feature_names[:4])
                 raise UserError(f"{where}: a {type(encoder).__name__} has no 'pooled' features, but {known}")
             tensors = [*encoder.parameters(), *encoder.buffers()]
-            self._require_trained(name, encoder)
+            encoder.require_trained(f"{where}, a {type(encoder).__name__}")
             image = torch.zeros(1, *image_shape, device=tensors[0].device if tensors else "cpu")
             try:
                 with torch.no_grad():
@@ -226,15 +226,6 @@ class GenerationEvaluator(Evaluator):
             sets["reference"][name] = replace(entry, gaussian=found.gaussian)
         self._validation, self._reference = sets["validation"], sets["reference"]
         return before
-
-    @staticmethod
-    def _require_trained(name: str, encoder: FeatureEncoder) -> None:
-        on_meta = any(tensor.is_meta for tensor in (*encoder.parameters(), *encoder.buffers()))
-        if not on_meta and not (encoder.trained and encoder.has_weights):
-            why = "its weights are at random; name the artifact of a run, a prerequisite's as in '$classifier'"
-            if not encoder.has_weights:
-                why = f"it has no weights: {encoder.weights_hint}"
-            raise UserError(f"GenerationEvaluator: extractor {name!r}, a {type(encoder).__name__}: {why}")
 
     def _figures(self, sets: dict[str, FeatureSet], num_classes: int) -> dict[str, float]:
         return {

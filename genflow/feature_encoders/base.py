@@ -52,6 +52,23 @@ class FeatureEncoder(nn.Module):
         self.trained = True
         return result
 
+    def require_trained(self, where: str) -> None:
+        """Refuse features that mean nothing; on the meta device weights are yet to come.
+
+        Args:
+            where: what the message calls this encoder.
+
+        Raises:
+            UserError: the encoder has no weights, or random ones.
+        """
+        if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
+            return
+        if not self.has_weights:
+            raise UserError(f"{where}: it has no weights: {self.weights_hint}")
+        if not self.trained:
+            hint = "name the artifact of a run, a prerequisite's as in '$classifier'"
+            raise UserError(f"{where}: its weights are at random; {hint}")
+
     def require_weights(self, images: Tensor) -> None:
         """Refuse to encode without weights; on the meta device there is nothing to compute, so counting needs none.
 

@@ -33,36 +33,25 @@ class Entry:
         report: of :func:`~genflow.runs.evaluate.evaluate_run`; without figures where the recipe has no evaluation.
         panel: (classes x per_class, C, H, W) samples, class by class.
         compared: (N, C, H, W) samples whose nearest training pictures are shown.
-        nearest: those.
     """
 
     name: str
     report: dict[str, Any]
     panel: Tensor
     compared: Tensor
-    nearest: Nearest
 
 
-def gather(
-    run: Run,
-    data: Dataset,
-    guidance: float | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Entry:
+def gather(run: Run, guidance: float | None = None, seed: int = 0, device: torch.device | str = "cpu") -> Entry:
     """Sample a run and read or measure its figures.
 
     Args:
         run: the run; figures that are not in its metrics.json are measured and recorded there.
-        data: its training data.
         guidance: scale; None for the generator's default.
         seed: of the noise.
         device: where to sample.
-        progress: called with training pictures looked at, and all of them.
 
     Raises:
-        UserError: the training data are no pictures, or the figures cannot be measured.
+        UserError: the figures cannot be measured.
     """
     generator = run.generator(device)
     scale = generator.default_guidance if guidance is None else guidance
@@ -76,7 +65,20 @@ def gather(
     # Of other noise than the panel's, and of all classes in turn.
     others = torch.arange(COMPARED) % max(generator.num_classes, 1)
     compared = generator.sample(others.to(device), seed, scale, first_index=len(labels)).cpu()
-    return Entry(run.path.name, report, panel, compared, nearest_pictures(compared, data, progress=progress))
+    return Entry(run.path.name, report, panel, compared)
+
+
+def nearest_of(
+    entries: Sequence[Entry], data: Dataset, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Nearest]:
+    """The training pictures nearest to every run's samples, by looking through them once.
+
+    Raises:
+        UserError: the training data are no pictures, or not of the samples' shape.
+    """
+    found = nearest_pictures(torch.cat([entry.compared for entry in entries]), data, progress=progress)
+    parts = zip(found.distances.split(COMPARED), found.pictures.split(COMPARED), strict=True)
+    return [Nearest(distances, pictures) for distances, pictures in parts]
 
 
 def classes_of(num_classes: int) -> int:
@@ -110,11 +112,12 @@ def real_panel(data: Dataset) -> Tensor:
     return torch.cat(rows)
 
 
-def draw(entries: Sequence[Entry], data: Dataset, names: Sequence[str], path: Path) -> None:
+def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, names: Sequence[str], path: Path) -> None:
     """Write the picture.
 
     Args:
         entries: the runs.
+        nearest: of :func:`nearest_of`.
         data: their training data.
         names: of the classes; empty without.
         path: a PNG.
@@ -137,9 +140,10 @@ def draw(entries: Sequence[Entry], data: Dataset, names: Sequence[str], path: Pa
             axes.tick_params(length=0, labelsize=8)
     middle.suptitle("samples above the training pictures that are nearest in their pixels", fontsize=9)
     usual = usual_distance(data)
-    for axes, entry in zip(np.atleast_1d(middle.subplots(1, len(entries))), entries, strict=True):
-        _show(axes, torch.cat([entry.compared, entry.nearest.pictures]), COMPARED, "")
-        apart = float(entry.nearest.distances.median())
+    strips = np.atleast_1d(middle.subplots(1, len(entries)))
+    for axes, entry, found in zip(strips, entries, nearest, strict=True):
+        _show(axes, torch.cat([entry.compared, found.pictures]), COMPARED, "")
+        apart = float(found.distances.median())
         said = f"{entry.name}: {apart:.0f} grey levels away; training pictures from each other {usual:.0f}"
         axes.set_xlabel(said, fontsize=8)
     for part in bottom:

@@ -136,9 +136,10 @@ def sweep_run(
     reports: list[Report] = []
     kept = [work_file(run, setting, f"done_{bootstrap}.json") for setting in settings]
     seen = 0  # images of the settings so far, the real ones included
-    for left, (setting, file) in enumerate(zip(settings, kept, strict=True), start=1 - len(settings)):
+    for number, (setting, file) in enumerate(zip(settings, kept, strict=True), start=1):
+        left = (len(settings) - number) * evaluator.num_samples
 
-        def told(done: int, own: int, before: int = seen, after: int = -left * evaluator.num_samples) -> None:
+        def told(done: int, own: int, before: int = seen, after: int = left) -> None:
             nonlocal seen
             seen = before + own
             if progress is not None:
