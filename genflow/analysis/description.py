@@ -10,7 +10,8 @@ from torch import nn
 
 from genflow.analysis.flops import GeneratorCost, count_encoder, count_generator, count_macs
 from genflow.analysis.operators import NotCountedError, UncountedOperatorError
-from genflow.config.graph import ComponentGraph, built_on_meta
+from genflow.config.building import built_on_meta
+from genflow.config.graph import ComponentGraph
 from genflow.config.imports import AllowImports
 from genflow.errors import UserError, reason
 from genflow.feature_encoders.base import FeatureEncoder
@@ -42,7 +43,7 @@ class NodeCost:
 
 
 def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True) -> nn.Module:
-    """Build the model as :func:`~genflow.config.graph.built_on_meta` does."""
+    """Build the model as :func:`~genflow.config.building.built_on_meta` does."""
     objects = {} if objects is None else objects
 
     def build() -> nn.Module:

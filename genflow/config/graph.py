@@ -10,18 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genflow.config import slots
-from genflow.config.building import few_modules
+from genflow.config.building import built_on_meta, construct
 from genflow.config.data_facts import fill_facts
 from genflow.config.imports import AllowImports, Imports
 from genflow.config.locations import make_absolute
 from genflow.config.recipe import load_recipe, parse_yaml
 from genflow.config.sections import PrerequisiteSection, RecipeSections
 from genflow.config.slots import Mismatch, Node, Reference, Section
-from genflow.errors import UserError, nearest, reason, shown
+from genflow.errors import UserError, nearest, shown
 from genflow.weights import check_state
 
 #: Given the name of a prerequisite, returns the weights of its artifact.
@@ -272,7 +271,7 @@ class ComponentGraph:
         def make(node: Node) -> Any:
             if node.path not in objects:
                 arguments = {key: slots.build(entry, make, resolve) for key, entry in node.arguments.items()}
-                objects[node.path] = self._construct(node, arguments)
+                objects[node.path] = construct(node, arguments, self.source)
             return objects[node.path]
 
         def resolve(reference: Reference) -> Any:
@@ -310,16 +309,6 @@ class ComponentGraph:
         """A checked component that refers to no other."""
         return cls(source, {}, Section("", RecipeSections, {}), {}, {})._build(node, {}, None)
 
-    def _construct(self, node: Node, arguments: dict[str, Any]) -> Any:
-        supplied = getattr(slots.KINDS[node.kind], "supplied", ())
-        if supplied:
-            return Deferred(node, arguments, self.source)
-        try:
-            with few_modules():
-                return node.cls(**arguments)
-        except Exception as error:  # whatever a component raises when it refuses its arguments
-            raise UserError(f"{self.source}: {node.path}: {reason(error)}") from error
-
     def nodes(self) -> Iterator[tuple[Node, list[Node]]]:
         """Every component under the model with its children, shared ones once, parents first."""
         seen: set[str] = set()
@@ -345,22 +334,6 @@ class ComponentGraph:
         return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
 
 
-def built_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """What ``build`` makes, without memory for weights; with random ones where constructors read numbers off tensors.
-
-    Raises:
-        UserError: as ``build``.
-    """
-    try:
-        with torch.device("meta"):
-            return build()
-    except UserError as error:
-        if "meta" not in str(error.__cause__):
-            raise
-    with torch.random.fork_rng(devices=[]):
-        return build()
-
-
 def _without(node: Node, paths: Iterable[str]) -> Node:
     """The node without some arguments, named by dotted paths; what they lead through must be a component."""
     arguments = dict(node.arguments)
@@ -371,36 +344,6 @@ def _without(node: Node, paths: Iterable[str]) -> Node:
         elif isinstance(arguments.get(name), Node):
             arguments[name] = _without(arguments[name], [rest])
     return replace(node, arguments=arguments)
-
-
-class Deferred:
-    """A component whose first arguments the engine supplies (an optimizer, a scheduler)."""
-
-    def __init__(self, node: Node, arguments: dict[str, Any], source: str):
-        self.node = node
-        self.arguments = arguments
-        self.source = source
-
-    def default(self, name: str) -> Any:
-        """The component's own value of an argument; None without one."""
-        argument = slots.signature_of(self.node.cls).get(name)
-        return None if argument is None else argument.default
-
-    def fill(self, name: str, value: Any) -> None:
-        """Give an argument a value if the component has it and the recipe does not set it."""
-        if name in slots.signature_of(self.node.cls):
-            self.arguments.setdefault(name, value)
-
-    def __call__(self, *supplied: Any) -> Any:
-        """Construct with the supplied arguments in front.
-
-        Raises:
-            UserError: the component refuses its arguments.
-        """
-        try:
-            return self.node.cls(*supplied, **self.arguments)
-        except Exception as error:
-            raise UserError(f"{self.source}: {self.node.path}: {reason(error)}") from error
 
 
 def _plain(value: Any) -> Any:

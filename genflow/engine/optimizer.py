@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genflow.config.graph import Deferred
+from genflow.config.building import Deferred
 from genflow.config.sections import OptimSection, ParamwiseSection
 from genflow.errors import UserError
 from genflow.methods.base import Method
