@@ -31,7 +31,7 @@ class Condition:
     def unguided(cls, labels: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> "Condition":
         """(B,) labels at scale 1, no guidance of a velocity model, with an interval for networks that take one."""
         ones = torch.ones(len(labels), device=labels.device)
-        return cls(labels=labels, guidance=ones, interval=ones.new_tensor(interval).expand(len(labels), 2))
+        return cls(labels=labels, guidance=ones, interval=torch.stack([ones * end for end in interval], dim=1))
 
     def require(self, *names: str, user: str) -> None:
         """Raise ``ValueError`` if a field that ``user`` needs is missing."""
@@ -48,6 +48,12 @@ class Condition:
         """The condition of some samples of the batch, by a slice or their (N,) indices."""
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
         return Condition(**{name: value[part] for name, value in given if value is not None})
+
+    def to(self, device: torch.device) -> "Condition":
+        """The condition on a device, without waiting for it."""
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved = {name: value.to(device, non_blocking=True) for name, value in given if value is not None}
+        return Condition(**moved)
 
     def joined(self, other: "Condition") -> "Condition":
         """The rows of this condition and then those of ``other``, which gives the same fields."""

@@ -10,7 +10,7 @@ computed with integer tensor operations, hence the same on every device.
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,11 +49,13 @@ class Draws:
         positions: (B,) int64, the sample numbers.
         batch_size: samples per update over all processes, for laws that count samples; the positions then belong
             to one update. None: these samples are all there are.
+        host: the positions once more, on the CPU, where they lie elsewhere; see :meth:`on_host`.
     """
 
     seed: int
     positions: Tensor
     batch_size: int | None = None
+    host: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def batch_indices(self) -> Tensor:
@@ -67,7 +69,7 @@ class Draws:
         if self.batch_size is None:
             return self
         first = self.positions[:1] - self.batch_indices[:1]
-        return replace(self, positions=first + torch.arange(self.batch_size, device=first.device))
+        return replace(self, positions=first + torch.arange(self.batch_size, device=first.device), host=None)
 
     def _words(self, stream: str, count: int) -> Tensor:
         """(B, count) int64 words in [0, 2**32)."""
@@ -102,10 +104,24 @@ class Draws:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Draws":
         """The same draws, computed on ``device``; arguments as those of :meth:`torch.Tensor.to`."""
-        return replace(self, positions=self.positions.to(device, non_blocking=non_blocking))
+        moved = self.positions.to(device, non_blocking=non_blocking)
+        return replace(self, positions=moved, host=None if moved.device.type == "cpu" else self.on_host().positions)
+
+    def on_host(self) -> "Draws":
+        """The same draws, computed on the CPU: few numbers that say what the device has to do are wanted there.
+
+        Nothing waits for the device if the draws came from the CPU.
+        """
+        if self.host is None:
+            return self if self.positions.device.type == "cpu" else replace(self, positions=self.positions.cpu())
+        return replace(self, positions=self.host, host=None)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, part: slice | Tensor) -> "Draws":
-        return replace(self, positions=self.positions[part])
+        if self.host is None:
+            return replace(self, positions=self.positions[part])
+        on_device = part.to(self.positions.device, non_blocking=True) if isinstance(part, Tensor) else part
+        host = self.host[part] if isinstance(part, slice) or part.device.type == "cpu" else None
+        return replace(self, positions=self.positions[on_device], host=host)

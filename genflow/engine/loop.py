@@ -163,7 +163,7 @@ class UpdateLoop(BaseLoop):
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
         norm = optimizer.gradient_norm()
         # A signal may reach one process only; all have to end after the same update.
-        stop = norm.new_tensor(float(self.runner.stop.number > 0), dtype=torch.float32)
+        stop = torch.full_like(norm, self.runner.stop.number > 0, dtype=torch.float32)
         means = torch.stack([*sums.values(), stop])
         all_reduce(means, op="mean")
         self.runner.watchdog.note(self.iter, UPDATING)

@@ -80,10 +80,11 @@ class AverageVelocity(VelocityEstimator):
         tangent: Tensor,
         heads: Sequence[str] = ("main",),
     ) -> VelocityFields:
-        moving = ~times.equal if self.moving_rows_only else torch.ones_like(times.equal)
+        equal = times.on_host.equal
+        moving = ~equal if self.moving_rows_only else torch.ones_like(equal)
         count = int(moving.sum())
         # Rows that move come first; what is returned has the order of the arguments.
-        order = torch.argsort(~moving, stable=True) if count < len(z) else None
+        order = torch.argsort(~moving, stable=True).to(z.device, non_blocking=True) if count < len(z) else None
         if order is not None:
             z, tangent, condition = z[order], tangent[order], condition.rows(order)
             times = Times(times.t[order], times.r[order], times.equal[order])

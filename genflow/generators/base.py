@@ -82,8 +82,9 @@ class Generator(nn.Module):
         if len(scales) not in (1, self.guided_groups):
             more = f" or {self.guided_groups}" if self.guided_groups > 1 else ""
             raise UserError(f"guidance: found {len(scales)} scales, expected 1{more}")
-        columns = torch.tensor(scales, dtype=torch.float32, device=labels.device).expand(len(labels), -1)
-        return Condition(labels=labels, guidance=columns[:, 0] if len(scales) == 1 else columns)
+        # Filled on the device: to copy them there would wait for it.
+        columns = [torch.full((len(labels),), scale, dtype=torch.float32, device=labels.device) for scale in scales]
+        return Condition(labels=labels, guidance=columns[0] if len(scales) == 1 else torch.stack(columns, dim=1))
 
     def draw(
         self,
@@ -165,7 +166,7 @@ class Generator(nn.Module):
         Raises:
             UserError: as :meth:`condition`, or a sample is not finite.
         """
-        labels = torch.as_tensor(labels, device=self.device)
+        labels = torch.as_tensor(labels).to(self.device, non_blocking=True)
         positions = torch.arange(first_index, first_index + len(labels), device=labels.device)
         samples = self(*self.draw(Draws(seed, positions), labels, guidance))
         if not samples.isfinite().all():  # clipping would hide infinite ones

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from genflow.backbones.base import Backbone
@@ -36,5 +37,5 @@ class DriftingGenerator(OnePassGenerator):
         """As in the contract, with the times of one step from noise to data for a backbone that wants times."""
         condition = super().condition(labels, guidance)
         ones = condition.guidance.new_ones(len(labels))
-        times = {"time": ones, "duration": ones, "interval": ones.unsqueeze(1) * ones.new_tensor([0.0, 1.0])}
+        times = {"time": ones, "duration": ones, "interval": torch.stack([0 * ones, ones], dim=1)}
         return replace(condition, **{name: value for name, value in times.items() if name in self.network.uses})

@@ -72,18 +72,14 @@ class VelocityGenerator(NetworkGenerator):
         """As in the contract, with the guidance interval."""
         if not self.guided and not isinstance(guidance, Tensor) and guidance not in (None, 1, [1]):
             raise UserError(f"guidance: found {guidance}, expected none: this model was not trained with a scale")
-        interval = torch.tensor(self.interval, device=labels.device).expand(len(labels), 2)
-        return replace(super().condition(labels, guidance), interval=interval)
+        condition = super().condition(labels, guidance)
+        ends = [torch.full((len(labels),), end, device=labels.device) for end in self.interval]
+        return replace(condition, interval=torch.stack(ends, dim=1))
 
-    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        z = self.noise_scale * noise
-        for step in range(self.steps):
-            z = self.step(z, 1 - step / self.steps, 1 - (step + 1) / self.steps, condition)
-        return z
-
-    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
-        """Go from time ``t`` to ``r`` < t."""
-        raise NotImplementedError
+    @property
+    def times(self) -> list[tuple[float, float]]:
+        """Where every step starts and where it ends, from 1 to 0."""
+        return [(1 - step / self.steps, 1 - (step + 1) / self.steps) for step in range(self.steps)]
 
     def evaluate(self, z: Tensor, condition: Condition, t: float = 1.0, r: float = 0.0) -> Tensor:
         """The network's velocity from time ``r`` to ``t`` at (B, *noise_shape) ``z``, that of one step by default."""
@@ -113,8 +109,11 @@ class AverageVelocityGenerator(VelocityGenerator):
         """Evaluations of the network per image."""
         return self.steps
 
-    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
-        return z - (t - r) * self.evaluate(z, condition, t, r)
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        z = self.noise_scale * noise
+        for t, r in self.times:
+            z = z - (t - r) * self.evaluate(z, condition, t, r)
+        return z
 
 
 class InstantaneousVelocityGenerator(VelocityGenerator):
@@ -148,17 +147,22 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
         """Sequential evaluations per image; guided ones count once."""
         return self.steps if self.solver == "euler" else 2 * self.steps - 1
 
-    def step(self, z: Tensor, t: float, r: float, condition: Condition) -> Tensor:
-        slope = self._guided(z, t, condition)
-        ahead = z - (t - r) * slope
-        if self.solver == "euler" or r <= 0:
-            return ahead
-        return z - (t - r) / 2 * (slope + self._guided(ahead, r, condition))
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        # Asked once per sampling and not in every step, for the answer waits for the device.
+        guided = bool(self.num_classes) and bool((condition.guidance > 1).any())
+        z = self.noise_scale * noise
+        for t, r in self.times:
+            slope = self._guided(z, t, condition, guided)
+            ahead = z - (t - r) * slope
+            if self.solver == "heun" and r > 0:
+                ahead = z - (t - r) / 2 * (slope + self._guided(ahead, r, condition, guided))
+            z = ahead
+        return z
 
-    def _guided(self, z: Tensor, t: float, condition: Condition) -> Tensor:
+    def _guided(self, z: Tensor, t: float, condition: Condition, guided: bool) -> Tensor:
         scale = condition.guidance
         start, end = self.interval
-        if not start <= t <= end or not self.num_classes or not (scale > 1).any():
+        if not guided or not start <= t <= end:
             return self.evaluate(z, condition, t, t)
         plain = replace(condition, guidance=torch.ones_like(scale))
         both = plain.joined(plain.unlabelled(self.num_classes))

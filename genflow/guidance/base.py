@@ -93,7 +93,10 @@ class VelocityGuidance(Guidance):
     condition_fields: tuple[str, ...] = ()
 
     def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
-        """Labels, and scale (B,) and interval (B, 2) as drawn for training."""
+        """Labels, and scale (B,) and interval (B, 2) as drawn for training.
+
+        The labels may lie on another device than draws and times.
+        """
         raise NotImplementedError
 
     def dropped(self, draws: Draws, equal: Tensor) -> Tensor:
@@ -124,6 +127,9 @@ class VelocityGuidance(Guidance):
         needed_rows_only: bool = True,
     ) -> GuidedTarget:
         """Guide.
+
+        What is drawn (times, dropped rows, scale, interval) may lie on the CPU while velocities and labels do not: the
+        rows where the model is evaluated are then found without waiting for the device.
 
         Args:
             own: the model's velocity, evaluated as seldom as can be.

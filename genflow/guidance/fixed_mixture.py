@@ -50,7 +50,8 @@ class FixedMixture(VelocityGuidance):
     ) -> GuidedTarget:
         start, end = self.interval
         guided = (start <= times.t) & (times.t <= end) & ~dropped
-        rows = guided.nonzero().flatten() if needed_rows_only else torch.arange(len(guided), device=guided.device)
+        rows = guided.nonzero().flatten() if needed_rows_only else torch.arange(len(guided))
+        rows, guided = (value.to(conditional.device, non_blocking=True) for value in (rows, guided))
         null = condition.rows(rows).unlabelled(num_classes)
         mixed = self.scale * conditional[rows] + (1 - self.scale - self.mixing) * own(rows, null)
         if self.mixing or not needed_rows_only:

@@ -39,7 +39,7 @@ class IntervalGuidance(VelocityGuidance):
         return power_law(uniform, 1.0, 1 + self.max_scale, self.power)
 
     def condition(self, draws: Draws, labels: Tensor, times: Times) -> Condition:
-        whole = torch.tensor([0.0, 1.0], device=labels.device).expand(len(labels), 2)
+        whole = torch.tensor([0.0, 1.0], device=times.t.device).expand(len(labels), 2)
         interval = whole
         if self.interval:
             ends = [draws.uniform("interval start"), 1 + draws.uniform("interval end")]
@@ -56,23 +56,26 @@ class IntervalGuidance(VelocityGuidance):
         num_classes: int,
         needed_rows_only: bool = True,
     ) -> GuidedTarget:
+        device = conditional.device
         start, end = condition.interval.unbind(1)
         scale = torch.where((start <= times.t) & (times.t <= end), condition.guidance, 1.0)
         plain = torch.ones_like(scale)
         interval = torch.stack([torch.zeros_like(scale), plain], dim=1)
-        labelled = Condition(labels=condition.labels, guidance=scale, interval=interval)
-        null = Condition(labels=condition.labels, guidance=plain, interval=interval).unlabelled(num_classes)
-        share = torch.where(dropped, 0.0, 1 - 1 / scale).view(-1, 1, 1, 1)
+        labelled, plainly, drawn = (
+            Condition(labels=condition.labels, guidance=each, interval=interval).to(device)
+            for each in (scale, plain, condition.guidance)
+        )
+        null = plainly.unlabelled(num_classes)
+        share = torch.where(dropped, 0.0, 1 - 1 / scale).view(-1, 1, 1, 1).to(device, non_blocking=True)
         if not needed_rows_only:
-            drawn = Condition(labels=condition.labels, guidance=condition.guidance, interval=interval)
-            every = torch.arange(len(scale), device=scale.device)
+            every = torch.arange(len(scale), device=device)
             guiding, without = own(every.repeat(2), drawn.joined(null)).chunk(2)
             return GuidedTarget(conditional + share * (guiding - without), own(every, labelled))
         # Inside the interval the tangent is the target's velocity with class; where r = t the trained pass has it.
-        first = (~times.equal).nonzero().flatten()
-        second = ((scale > 1) & ~dropped).nonzero().flatten()
+        masks = (~times.equal, (scale > 1) & ~dropped)
+        first, second = (mask.nonzero().flatten().to(device, non_blocking=True) for mask in masks)
         velocities = own(torch.cat([first, second]), labelled.rows(first).joined(null.rows(second)))
         with_class, without = torch.zeros_like(conditional), torch.zeros_like(conditional)
         with_class[first], without[second] = velocities.split([len(first), len(second)])
-        own_share = share * times.equal.view(-1, 1, 1, 1)
+        own_share = share * times.equal.view(-1, 1, 1, 1).to(device, non_blocking=True)
         return GuidedTarget(conditional + share * (with_class - without), with_class, own_share)

@@ -72,7 +72,7 @@ class FlowMatching(Method):
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
-        times = self.times(draws)
+        times = self.times(draws.on_host()).to(clean.device)
         z = path.sample(clean, self.noise_scale * draws.normal("noise", clean.shape[1:]), times.t)
         labels = drop_labels(labels, self.label_drop, self.num_classes, draws)
         condition = Condition.unguided(labels, self.default_interval)

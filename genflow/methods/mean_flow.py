@@ -105,7 +105,9 @@ class MeanFlow(Method):
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:
         clean = self.codec.normalize(images)
-        times = self.times(draws)
+        device, on_host = clean.device, draws.on_host()
+        drawn = self.times(on_host)
+        times = drawn.to(device)
         z = path.sample(clean, self.noise_scale * draws.normal("noise", clean.shape[1:]), times.t)
         conditional = self.field.conditional(z, clean, times.t)
         if self.guidance is None:
@@ -113,10 +115,11 @@ class MeanFlow(Method):
             condition = Condition.unguided(labels, self.default_interval)
             guided = GuidedTarget(conditional, conditional)
         else:
-            whole = draws.global_batch()  # laws that count rows are those of the global batch
-            dropped = self.guidance.dropped(whole, self.times(whole).equal)[draws.batch_indices]
-            condition = self.guidance.condition(draws, labels, times)
+            whole = on_host.global_batch()  # laws that count rows are those of the global batch
+            dropped = self.guidance.dropped(whole, self.times(whole).equal)[on_host.batch_indices]
+            condition = self.guidance.condition(on_host, labels, drawn)
             guided = self._guide(z, conditional, condition, times, dropped)
+            condition, dropped = condition.to(device), dropped.to(device, non_blocking=True)
         condition = condition.labelled(torch.where(dropped, self.num_classes, labels))
         fields = self.field(self.backbone, z, times, condition, guided.tangent, self.backbone.heads)
         target = guided.complete(fields.average if fields.auxiliary is None else fields.auxiliary)
@@ -127,7 +130,7 @@ class MeanFlow(Method):
             figures["auxiliary_error"] = _mean_square(fields.auxiliary, target)
         if self.perceptual is not None:
             t = times.t.view(-1, 1, 1, 1)
-            terms |= self._compare(z - t * fields.average, clean, times.t, draws)
+            terms |= self._compare(z - t * fields.average, clean, times, draws)
         means = {name: value.mean() for name, value in terms.items()}
         return {
             "loss": torch.stack(list(means.values())).sum(),
@@ -149,18 +152,26 @@ class MeanFlow(Method):
             return self.field.velocity(self.backbone, z[rows], t, t, condition, heads)[self.own_head]
 
         return self.guidance(
-            own, conditional, condition, times, dropped, self.num_classes, needed_rows_only=self.savings.guidance
+            own,
+            conditional,
+            condition,
+            times.on_host,
+            dropped,
+            self.num_classes,
+            needed_rows_only=self.savings.guidance,
         )
 
-    def _compare(self, prediction: Tensor, clean: Tensor, t: Tensor, draws: Draws) -> dict[str, Tensor]:
+    def _compare(self, prediction: Tensor, clean: Tensor, times: Times, draws: Draws) -> dict[str, Tensor]:
         """Perceptual terms (B,); zero at late times, where the prediction says little."""
-        early = t < self.perceptual_max_time
-        rows = early.nonzero().flatten() if self.savings.perceptual else torch.arange(len(t), device=t.device)
+        early = times.on_host.t < self.perceptual_max_time
+        rows = early.nonzero().flatten() if self.savings.perceptual else torch.arange(len(early))
+        t, draws = times.t, draws[rows]
+        rows, early = (value.to(t.device, non_blocking=True) for value in (rows, early))
         if not len(rows):
             return {f"perceptual_{name}": torch.zeros_like(t) for name in self.perceptual.losses}
         with torch.no_grad():
             target = self.codec.decode(clean[rows])
-        distances = self.perceptual(self.codec.decode(prediction[rows]), target, draws[rows])
+        distances = self.perceptual(self.codec.decode(prediction[rows]), target, draws)
         return {
             f"perceptual_{name}": torch.zeros_like(t).index_copy(0, rows, value.to(t.dtype)) * early
             for name, value in distances.items()

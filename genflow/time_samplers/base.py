@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from genflow.draws import Draws
@@ -15,11 +16,25 @@ class Times:
         t: (B,) in [0, 1], where the sample is.
         r: (B,) in [0, t], where the average velocity leads.
         equal: (B,) bool, rows whose ``r`` is ``t``: flow matching.
+        host: the same times on the CPU, where they lie elsewhere.
     """
 
     t: Tensor
     r: Tensor
     equal: Tensor
+    host: "Times | None" = None
+
+    @property
+    def on_host(self) -> "Times":
+        """The times on the CPU if they are known there, so that rows are found without waiting for the device."""
+        return self if self.host is None else self.host
+
+    def to(self, device: torch.device) -> "Times":
+        """The times on a device; they keep those that they are made of."""
+        if self.t.device == device:
+            return self
+        moved = (value.to(device, non_blocking=True) for value in (self.t, self.r, self.equal))
+        return Times(*moved, host=self.on_host)
 
 
 class TimeSampler(nn.Module):

@@ -2,13 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 
 _SOURCE = Path(__file__).with_name("null_cuda.c")
-_LIBRARIES = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
+_LIBRARIES = ("torch_cuda", "c10_cuda", "torch_cuda_linalg", "torch_python", "caffe2_nvrtc")
 _ANSWERED = re.compile(r"^(__cuda|cuda|cublas|cusolver|cu[A-Z])")
 # What a device would do; handles and settings are not counted.
 _COUNTED = re.compile(r"^(cublas.*(gemm|Gemm|Matmul$|dot|gemv|trsm|get|geq|gels)|cusolverDn[A-Z].*(?<!Size)$)")
@@ -22,7 +23,7 @@ def unavailable() -> str | None:
     if not (_headers() / "cuda_runtime_api.h").is_file():
         return "the CUDA runtime's headers are not installed"
     for program in ("cc", "nm"):
-        if subprocess.run(["which", program], capture_output=True).returncode:
+        if shutil.which(program) is None:
             return f"no {program}"
     return None
 
@@ -36,7 +37,7 @@ def build(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = set()
     for name in _LIBRARIES:
-        library = Path(torch.__file__).parent / "lib" / name
+        library = Path(torch.__file__).parent / "lib" / f"lib{name}.so"
         if library.is_file():
             listing = subprocess.run(
                 ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
@@ -54,7 +55,8 @@ def build(folder: Path) -> Path:
         lines.append(f"int {name}(void) {{ {'null_cuda_count(); ' if counted else ''}return 0; }}")
     stubs.write_text("\n".join(lines) + "\n")
     library = folder / "libnull_cuda.so"
-    subprocess.run([*compiler, "-shared", "-Wl,-soname,libnull_cuda.so", "-w", str(main), str(stubs), "-o", str(library)], check=True)
+    named = ["-shared", "-w", "-Wl,-soname,libnull_cuda.so", str(main), str(stubs), "-o", str(library)]
+    subprocess.run([*compiler, *named], check=True)
     empty = folder / "empty.c"
     empty.write_text("")
     driver = ["-Wl,-soname,libcuda.so.1", "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", str(empty), str(library)]

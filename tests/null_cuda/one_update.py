@@ -1,36 +1,41 @@
 """Updates and a sampling of a recipe on the null device, which this process must have been started with.
 
-Prints a JSON line: launches and synchronisations of the last update, where these come from, peak memory, launches of a
-sampling. Weights are zeros that nobody reads, data are zeros, and convolutions take torch's own kernels, not cuDNN's.
+Prints a JSON line for each recipe: launches and synchronisations of the last update, where these come from, peak
+memory, launches of a sampling. Weights are zeros that nobody reads, data are zeros, and convolutions take torch's own
+kernels, not cuDNN's.
 """
 
 import argparse
 import ctypes
 import json
+import os
 import sys
 import traceback
-from types import SimpleNamespace
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-import genflow
-from genflow.codecs.base import Codec
-from genflow.config.graph import ComponentGraph
-from genflow.config.recipe import load_recipe
-from genflow.data.base import Dataset
-from genflow.draws import Draws
-from genflow.data.stream import build_loader
-from genflow.engine.averages import WeightAverage
-from genflow.engine.layers import apply_layer_settings
-from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
-from genflow.engine.optimizer import build_optimizer
-from genflow.feature_encoders.base import FeatureEncoder
-from genflow.registry import DATASETS
+# mmengine asks while it is imported, and torch then forbids children of this process to use the device.
+torch.cuda.is_available = lambda: True
+
+import genflow  # noqa: E402
+from genflow.codecs.base import Codec  # noqa: E402
+from genflow.config.graph import ComponentGraph  # noqa: E402
+from genflow.config.recipe import load_recipe  # noqa: E402
+from genflow.data.base import Dataset  # noqa: E402
+from genflow.data.stream import build_loader  # noqa: E402
+from genflow.draws import Draws  # noqa: E402
+from genflow.engine.averages import WeightAverage  # noqa: E402
+from genflow.engine.layers import apply_layer_settings  # noqa: E402
+from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop  # noqa: E402
+from genflow.engine.optimizer import build_optimizer  # noqa: E402
+from genflow.feature_encoders.base import FeatureEncoder  # noqa: E402
+from genflow.registry import DATASETS  # noqa: E402
 
 _PACKAGE = str(Path(genflow.__file__).parent)
 
@@ -133,9 +138,7 @@ def run(path: str, overrides: list[str], processes: int, updates: int, sample: b
         data = graph.section("train_dataloader")
         loader = build_loader(data.dataset, data.batch_size, 0)
         nobody = SimpleNamespace(note=lambda *_: None)
-        runner = SimpleNamespace(
-            model=method, optim_wrapper=optimizer, watchdog=nobody, stop=SimpleNamespace(number=0)
-        )
+        runner = SimpleNamespace(model=method, optim_wrapper=optimizer, watchdog=nobody, stop=SimpleNamespace(number=0))
         loop = UpdateLoop(runner, loader, section, 0)
         batches = iter(loader)
         for _ in range(updates):
@@ -164,14 +167,26 @@ def run(path: str, overrides: list[str], processes: int, updates: int, sample: b
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe")
+    parser.add_argument("recipes", nargs="+")
     parser.add_argument("--cfg-options", nargs="*", default=[])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--no-sample", action="store_true")
     arguments = parser.parse_args()
     options = (arguments.processes, arguments.updates, not arguments.no_sample)
-    json.dump(run(arguments.recipe, arguments.cfg_options, *options), sys.stdout, indent=1)
+    # A process each, which is quick once the imports are done: peaks and counts are a recipe's own.
+    failed = False
+    for recipe in arguments.recipes:
+        child = os.fork()  # a real device would not survive it
+        if not child:
+            try:
+                print(json.dumps(run(recipe, arguments.cfg_options, *options)), flush=True)
+            except BaseException:
+                print(json.dumps({"recipe": recipe, "error": traceback.format_exc()}), flush=True)
+                os._exit(1)
+            os._exit(0)
+        failed |= os.waitpid(child, 0)[1] != 0
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
