@@ -7,6 +7,8 @@ kernels, not cuDNN's.
 
 import argparse
 import ctypes
+import importlib
+import inspect
 import json
 import os
 import sys
@@ -37,7 +39,7 @@ from genflow.engine.optimizer import build_optimizer  # noqa: E402
 from genflow.feature_encoders.base import FeatureEncoder  # noqa: E402
 from genflow.registry import DATASETS  # noqa: E402
 
-_PACKAGE = str(Path(genflow.__file__).parent)
+_OURS = (str(Path(genflow.__file__).parent), str(Path(__file__).with_name("planted.py")))
 
 
 @DATASETS.register_module()
@@ -63,6 +65,12 @@ class TrueConditions(TorchFunctionMode):
         return True if function is torch.Tensor.__bool__ and arguments[0].is_cuda else result
 
 
+def _figures_read() -> str:
+    """Where the loop reads an update's figures, the one place where it waits."""
+    lines, first = inspect.getsourcelines(UpdateLoop.update)
+    return f"loop.py:{first + next(number for number, line in enumerate(lines) if '.tolist()' in line)}"
+
+
 class Waits:
     """Where torch says that the host waits for the device."""
 
@@ -83,9 +91,8 @@ class Waits:
     def _note(self, message: Any, *_: Any, **__: Any) -> None:
         if "synchronizing CUDA operation" not in str(message):
             return
-        ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(_PACKAGE)]
-        place = ours[-1] if ours else traceback.extract_stack()[-2]
-        self.places[f"{place.filename.removeprefix(_PACKAGE + '/')}:{place.lineno}"] += 1
+        place = [frame for frame in traceback.extract_stack() if frame.filename.startswith(_OURS)][-1]
+        self.places[f"{Path(place.filename).name}:{place.lineno}"] += 1
 
 
 def _recipe(path: str, overrides: list[str], processes: int) -> dict[str, Any]:
@@ -155,6 +162,7 @@ def run(path: str, overrides: list[str], processes: int, updates: int, sample: b
             "launches": launches,
             "synchronisations": waited,
             "waits": dict(waits.places),
+            "figures_read": _figures_read(),
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         }
         if sample and method.generator is not None:
@@ -169,10 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--cfg-options", nargs="*", default=[])
+    parser.add_argument("--import", dest="imports", nargs="*", default=[])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--no-sample", action="store_true")
     arguments = parser.parse_args()
+    for name in arguments.imports:
+        importlib.import_module(name)
     options = (arguments.processes, arguments.updates, not arguments.no_sample)
     # A process each, which is quick once the imports are done: peaks and counts are a recipe's own.
     failed = False

@@ -1,0 +1,79 @@
+"""Recipes on a device that launches nothing: types and devices, waiting, launches, peak memory (tests/null_cuda)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from null_cuda import build
+
+ROOT = Path(__file__).parents[2]
+#: GiB of a process of 8 at the recipe's own batch, and launches of an update.
+CEILINGS = {
+    "biflow_b2_imagenet": (72, 60_000),
+    "itarflow_b2_imagenet": (72, 9_000),
+    "pmf_b16_imagenet256": (72, 7_000),
+    "meanflow_b2_imagenet": (72, 7_000),
+    "imf_b2_imagenet": (72, 7_000),
+    "jit_b16_imagenet256": (72, 4_000),
+    "drift_b2_imagenet": (72, 40_000),
+    "mae_latent_256": (72, 6_000),
+}
+DIGITS = ("pmf_digits", "biflow_digits", "itarflow_digits", "drift_digits", "mae_digits", "sinkhorn_digits")
+
+pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"no null device: {build.unavailable()}")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    library = build.build(tmp_path_factory.mktemp("null_cuda"))
+    return build.environment(library, gibibytes=1000) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def updates(environment, recipes, *options):
+    program = [sys.executable, "-W", "ignore", "tests/null_cuda/one_update.py"]
+    paths = [f"recipes/{name}.yaml" for name in recipes]
+    run = subprocess.run([*program, *paths, *options], env=environment, cwd=ROOT, capture_output=True, text=True)
+    reports = {}
+    for line in run.stdout.splitlines():
+        if line.startswith("{"):
+            report = json.loads(line)
+            reports[Path(report["recipe"]).stem] = report
+    assert set(reports) == set(recipes), run.stderr[-2000:]
+    return reports
+
+
+def check(report):
+    assert "error" not in report, report["error"]
+    assert report["synchronisations"] <= 1, report["waits"]
+    assert set(report["waits"]) <= {report["figures_read"]}
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_imagenet_recipes_of_8_processes_fit_and_do_not_wait(environment, name):
+    memory, launches = CEILINGS[name]
+    report = updates(environment, [name], "--processes", "8")[name]
+    check(report)
+    assert report["peak_gib"] < memory
+    assert 0 < report["launches"] < launches
+
+
+def test_digits_do_not_wait(environment):
+    for report in updates(environment, DIGITS).values():
+        check(report)
+        assert sum(report.get("sample_waits", {}).values()) <= 2, report["sample_waits"]
+
+
+@pytest.mark.parametrize("planted", ["OnCPU", "Asking", "NotMoved"])
+def test_planted_faults_are_found(environment, planted):
+    options = ("--import", "planted", "--cfg-options", f"model.loss={{type: {planted}}}")
+    report = updates(environment, ["pmf_digits"], *options)["pmf_digits"]
+    if planted == "Asking":
+        assert report["synchronisations"] > 1
+        assert any(place.startswith("planted.py:") for place in report["waits"])
+    else:
+        assert "Expected all tensors to be on the same device" in report["error"]
+        assert "planted.py" in report["error"]
