@@ -148,7 +148,7 @@ class UpdateLoop(BaseLoop):
         method = model.module if is_model_wrapper(model) else model
         parts = self._divide(batch, method, next(model.parameters()).device)
         with optimizer.optim_context(method):
-            statistics = method.batch_statistics(parts)
+            parts = method.prepare(parts)
         optimizer.start_update(len(parts))
         count = sum(len(part["labels"]) for part in parts)
         sums: dict[str, Tensor] = {}
@@ -156,7 +156,7 @@ class UpdateLoop(BaseLoop):
             share = len(part["labels"]) / count
             self.runner.watchdog.note(self.iter, FORWARD)
             with optimizer.optim_context(model):
-                terms = model(**part, **statistics)
+                terms = model(**part)
             self.runner.watchdog.note(self.iter, BACKWARD)
             optimizer.backward(terms["loss"] * share)
             for name, value in terms.items():
@@ -174,7 +174,7 @@ class UpdateLoop(BaseLoop):
         values = {**first, **named, "grad_norm": norm_value}
         if not all(map(math.isfinite, values.values())):
             with optimizer.optim_context(method):
-                diagnosis = method.diagnose(parts, statistics)
+                diagnosis = method.diagnose(parts)
             raise self._diverged(values, diagnosis)
         optimizer.clip(norm)
         optimizer.step()

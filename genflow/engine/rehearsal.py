@@ -109,7 +109,8 @@ def _run(graph: ComponentGraph, data: LoaderSection) -> None:
         rows = len(batch["labels"]) if method.feed is not None else data.batch_size
         batch = {name: value[:_ROWS].to(device) for name, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), saved_bytes(method) as saved:
-            loss = method(**batch, **method.batch_statistics([batch]))["loss"]
+            (batch,) = method.prepare([batch])
+            loss = method(**batch)["loss"]
         loss.backward()
     except UserError:  # of a data set, which names its file
         raise

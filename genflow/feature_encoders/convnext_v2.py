@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.feature_encoders.imagenet import normalize, resize
+from genflow.feature_encoders.imagenet import Normalization, resize
 from genflow.feature_encoders.pooling import pooled_features
 from genflow.layers.precision import full_precision
 from genflow.ranges import LocalPath, Positive
@@ -93,6 +93,7 @@ class ConvNeXtV2(FeatureEncoder):
                 for block in stage.blocks:
                     block.mlp.grn = GlobalResponseNorm(len(block.mlp.grn.weight))
         self.network = network.to_empty(device=device)
+        self.normalize = Normalization()
         self.feature_names = _POOLED if features == "pooled" else _STAGES
         self.has_weights = weights is not None
         if weights is not None and device.type != "meta":
@@ -112,7 +113,7 @@ class ConvNeXtV2(FeatureEncoder):
             return self._stage_features(images.float())
 
     def _stage_features(self, images: Tensor) -> dict[str, Tensor]:
-        maps, features = self.network.stem(resize(normalize(images), 224)), {}
+        maps, features = self.network.stem(resize(self.normalize(images), 224)), {}
         for index, stage in enumerate(self.network.stages):
             maps = stage(maps)
             std, mean = torch.std_mean(maps, dim=1, correction=0, keepdim=True)

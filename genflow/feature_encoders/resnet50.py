@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.feature_encoders.imagenet import normalize, resize
+from genflow.feature_encoders.imagenet import Normalization, resize
 from genflow.feature_encoders.pooling import pooled_features, pooled_names
 from genflow.ranges import LocalPath, Positive
 from genflow.registry import FEATURE_ENCODERS
@@ -51,6 +51,7 @@ class ResNet50(FeatureEncoder):
         with torch.device("meta"):
             network = create_model("resnet50", features_only=True, out_indices=_STAGES)
         self.network = network.to_empty(device=device)
+        self.normalize = Normalization()
         self.image_size = image_size
         self.windows = windows
         self.pooled = pooled
@@ -73,7 +74,7 @@ class ResNet50(FeatureEncoder):
             UserError: the encoder has no weights.
         """
         self.require_weights(images)
-        stages = self.network(resize(normalize(images.expand(-1, 3, -1, -1)), self.image_size))
+        stages = self.network(resize(self.normalize(images.expand(-1, 3, -1, -1)), self.image_size))
         features = {}
         for index, maps in zip(_STAGES, stages, strict=True):
             features |= pooled_features(f"resnet_layer{index}", maps, self.windows, pooled=self.pooled)

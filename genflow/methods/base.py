@@ -113,20 +113,19 @@ class Method(BaseModel):
         """
         return {}
 
-    def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What :meth:`forward` has to know of the whole batch, as further keyword arguments of it.
+    def prepare(self, parts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The micro-batches with what :meth:`forward` has to know of the whole batch, or need not compute again.
 
         Args:
             parts: the arguments of every micro-batch of an update; there may be one only.
         """
-        return {}
+        return list(parts)
 
-    def diagnose(self, parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Any]) -> str:
+    def diagnose(self, parts: Sequence[Mapping[str, Any]]) -> str:
         """After a term was not finite: more about where, or nothing.
 
         Args:
-            parts: as in :meth:`batch_statistics`.
-            statistics: what that returned.
+            parts: what :meth:`prepare` returned.
         """
         return ""
 
@@ -146,7 +145,7 @@ class Method(BaseModel):
             images: (B, C, H, W), as the dataset stores them (before the codec's ``normalize``).
             labels: (B,) int64.
             draws: the random numbers of the samples.
-            extra: further entries of the rows that a feed makes, and what :meth:`batch_statistics` returned.
+            extra: further entries of the rows that a feed makes, and what :meth:`prepare` adds.
 
         Returns:
             ``{"loss": scalar with gradient, term: detached scalar, ...}``; all are means over the batch.

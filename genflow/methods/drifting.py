@@ -44,6 +44,8 @@ class Drifting(Method):
         guidance: draws scales and says how many negatives there are; None trains without.
         queue: sizes of the queues, and what becomes of them on a resume.
         default_guidance: scale used for sampling when none is asked for.
+        keep_real_features: with micro-batches, from the passes for statistics on; otherwise they are computed three
+            times, which takes less memory.
 
     Raises:
         ValueError: parts do not fit.
@@ -67,6 +69,7 @@ class Drifting(Method):
         guidance: NegativeGuidance | None = None,
         queue: QueueSection | None = None,
         default_guidance: float = 1.0,
+        keep_real_features: bool = True,
     ):
         super().__init__()
         if guidance is not None and "guidance" not in backbone.uses:
@@ -96,6 +99,7 @@ class Drifting(Method):
         self.encoders = nn.ModuleList(encoders)
         self.compare_samples = compare_samples
         self.guidance = guidance
+        self.keep_real_features = keep_real_features
         negatives = 0 if guidance is None else guidance.negatives
         self.feed = QueueFeed(queue or QueueSection(), backbone.num_classes, labels_per_update, positives, negatives)
         lowest = 1.0 if guidance is None else min(1.0, guidance.min_scale)
@@ -124,11 +128,15 @@ class Drifting(Method):
             **{name: count * (self.labels_per_update * sample * 4 + row + points) for name, count in groups.items()},
         }
 
-    def batch_statistics(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The means over all micro-batches by which their drift is normalised; one alone finds its own."""
+    def prepare(self, parts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Adds the means over all micro-batches by which their drift is normalised; one alone finds its own."""
         if len(parts) == 1:
-            return {}
-        return {"statistics": self.field.batch_statistics([partial(self._compare, **part) for part in parts])}
+            return list(parts)
+        kept = list(parts)
+        if self.keep_real_features:
+            kept = [{**part, "real": self._encode_real(part["images"], part.get("negatives"))} for part in parts]
+        statistics = self.field.batch_statistics([partial(self._compare, **part) for part in kept])
+        return [{**part, "statistics": statistics} for part in kept]
 
     def forward(
         self,
@@ -136,6 +144,7 @@ class Drifting(Method):
         labels: Tensor,
         draws: Draws,
         negatives: Tensor | None = None,
+        real: Mapping[str, Tensor] | None = None,
         statistics: Mapping[str, DriftStatistics] | None = None,
     ) -> dict[str, Tensor]:
         """As in the contract, for L rows of the feed.
@@ -145,9 +154,9 @@ class Drifting(Method):
             labels: (L,).
             draws: of the rows.
             negatives: (L, N, C, H, W) likewise; None without guidance.
-            statistics: of :meth:`batch_statistics`.
+            real, statistics: of :meth:`prepare`.
         """
-        drift = self.field(*self._compare(images, labels, draws, negatives), statistics)
+        drift = self.field(*self._compare(images, labels, draws, negatives, real), statistics)
         loss = torch.stack([value.mean() for value in drift.losses.values()]).sum()
         forces = torch.stack([entry.force for entry in drift.statistics.values()]).mean(dim=0)
         scales = torch.stack([entry.scale for entry in drift.statistics.values()])
@@ -158,38 +167,48 @@ class Drifting(Method):
             **{f"force_{value:g}": force for value, force in zip(self.field.temperatures, forces, strict=True)},
         }
 
-    def diagnose(self, parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Any]) -> str:
+    def diagnose(self, parts: Sequence[Mapping[str, Any]]) -> str:
         """The features whose losses are not finite, computed once more."""
         bad: dict[str, None] = {}
         with without_graph():
             for part in parts:
-                losses = self.field(*self._compare(**part), **statistics).losses
+                statistics = part.get("statistics")
+                sets = self._compare(**{name: value for name, value in part.items() if name != "statistics"})
+                losses = self.field(*sets, statistics).losses
                 bad |= {name: None for name, value in losses.items() if not value.isfinite().all()}
         return f"features: {', '.join(bad)}" if bad else ""
 
     def _compare(
-        self, images: Tensor, labels: Tensor, draws: Draws, negatives: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        draws: Draws,
+        negatives: Tensor | None = None,
+        real: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, FeatureSets], Tensor | None]:
         """The features of L rows, and the (L, G + N + P) weights of their samples."""
         rows, generated_count, positive_count = len(labels), self.samples_per_label, images.shape[1]
         scale = torch.ones(rows, device=labels.device) if self.guidance is None else self.guidance.draw(draws)
         generated = self._generate(labels, scale, draws)
-        if negatives is None:
-            negatives = images[:, :0]
-        with without_graph():
-            real = widened(torch.cat([part.flatten(0, 1) for part in (images, negatives)]))
-            real_features = self.encode(self.codec.normalize(real))
+        real = self._encode_real(images, negatives) if real is None else real
+        negative_count = 0 if negatives is None else negatives.shape[1]
         sets = {}
         for name, feature in self.encode(generated).items():
-            positive, negative = real_features[name].tensor_split([rows * positive_count])
+            positive, negative = real[name].tensor_split([rows * positive_count])
             sets[name] = FeatureSets(
                 feature.unflatten(0, (rows, generated_count)),
                 positive.unflatten(0, (rows, positive_count)),
-                negative.unflatten(0, (rows, negatives.shape[1])),
+                negative.unflatten(0, (rows, negative_count)),
             )
         if self.guidance is None:
             return sets, None
         return sets, self.guidance.weights(scale, generated_count, positive_count)
+
+    @without_graph()
+    def _encode_real(self, images: Tensor, negatives: Tensor | None) -> dict[str, Tensor]:
+        """Features of all positives, and then of all negatives."""
+        samples = [part.flatten(0, 1) for part in (images, negatives) if part is not None]
+        return self.encode(self.codec.normalize(widened(torch.cat(samples))))
 
     def _generate(self, labels: Tensor, scale: Tensor, draws: Draws) -> Tensor:
         """(L * G, C, H, W) samples, those of a label together."""

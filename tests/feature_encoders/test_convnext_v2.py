@@ -12,7 +12,7 @@ import torch
 from genflow.errors import UserError
 from genflow.feature_encoders import ConvNeXtV2
 from genflow.feature_encoders.convnext_v2 import GlobalResponseNorm
-from genflow.feature_encoders.imagenet import normalize, resize
+from genflow.feature_encoders.imagenet import Normalization, resize
 from genflow.weights import write_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pmf" / "convnext_features.npz"
@@ -137,7 +137,7 @@ def drifting(tmp_path_factory):
 def test_golden_stages(drifting, side):
     arrays, encoder = drifting
     images = arrays[f"x_{side}"].permute(0, 3, 1, 2)
-    resized = resize(normalize(images), 224)[:, :, ::7, ::7].permute(0, 2, 3, 1)
+    resized = resize(Normalization()(images), 224)[:, :, ::7, ::7].permute(0, 2, 3, 1)
     found = {f"resized_{side}_every7th": resized} | {
         f"act_{side}/{name}": value for name, value in encoder(images).items()
     }

@@ -143,12 +143,21 @@ def test_bfloat16_gradients_are_about_those_of_float32(micro_batches):
     assert nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99
 
 
+def test_real_samples_are_encoded_once_and_generated_ones_for_each_mean():
+    cells = Cells()
+    method = build(encoders=[cells])
+    update(method, micro_batches=3)
+    generated = method.labels_per_update * method.samples_per_label
+    real = method.labels_per_update * (method.positives + method.guidance.negatives)
+    assert sum(len(images) for images in cells.given) == 3 * generated + real
+
+
 def test_one_batch_has_its_own_means_unless_it_is_given_others():
     method, rows = build(), prepared(build())
     alone = method(**rows)["loss"]
-    others = method.batch_statistics([{name: value[:1] for name, value in rows.items()}] * 2)
-    assert method(**rows, **others)["loss"] != alone
-    assert method.batch_statistics([rows]) == {}
+    others = method.prepare([{name: value[:1] for name, value in rows.items()}] * 2)[0]["statistics"]
+    assert method(**rows, statistics=others)["loss"] != alone
+    assert method.prepare([rows]) == [rows]
     assert method(**rows)["loss"] == alone
 
 
@@ -235,7 +244,7 @@ def test_the_feature_that_is_not_a_number_is_named(micro_batches):
     with pytest.raises(TrainingDiverged, match=r"update 1: not finite: .*; features: roots; first such gradient: "):
         update(method, micro_batches)
     method = build()
-    assert method.diagnose([prepared(method)], {}) == ""
+    assert method.diagnose([prepared(method)]) == ""
 
 
 def test_parts_that_do_not_fit_are_refused():

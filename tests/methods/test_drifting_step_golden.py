@@ -144,10 +144,9 @@ def test_step_in_micro_batches(step):
     method, rows, arrays, _ = step
     parts = [rows(slice(index, index + 1)) for index in range(len(arrays["labels"]))]
     method.zero_grad()
-    statistics = method.batch_statistics(parts)
     losses = []
-    for part in parts:
-        losses.append(method(**part, **statistics)["loss"] / len(parts))
+    for part in method.prepare(parts):
+        losses.append(method(**part)["loss"] / len(parts))
         losses[-1].backward()
     close(sum(losses), arrays["loss"], "loss", 5e-5)
     close_gradients(method, arrays)

@@ -66,7 +66,7 @@ def test_by_default_there_is_nothing_to_say_of_a_batch():
     method = make_method()
     assert method.feed is None
     parts = [{"images": torch.zeros(2, 1, 4, 4)}] * 2
-    assert method.batch_statistics(parts) == {} and method.diagnose(parts, {}) == ""
+    assert method.prepare(parts) == parts and method.diagnose(parts) == ""
 
 
 def test_modules_hear_of_every_update():
