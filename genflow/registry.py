@@ -2,7 +2,7 @@
 
 A component names its kind by subclassing the kind's contract (``base.py`` in the kind's folder) and is
 registered with ``@BACKBONES.register_module()`` and the like. Other mmengine projects reach it as
-``genflow.Name``.
+``genflow.Name``. Built-in components are imported when a name is looked up or registered.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,31 @@ from mmengine import registry as mm
 
 from genflow.errors import opencv_missing
 
-MODELS = mm.Registry("model", parent=mm.MODELS, scope="genflow")
-DATASETS_ROOT = mm.Registry("dataset", parent=mm.DATASETS, scope="genflow")
-HOOKS_ROOT = mm.Registry("hook", parent=mm.HOOKS, scope="genflow")
-SCHEDULERS_ROOT = mm.Registry("parameter scheduler", parent=mm.PARAM_SCHEDULERS, scope="genflow")
-OPTIMIZERS_ROOT = mm.Registry("optimizer", parent=mm.OPTIMIZERS, scope="genflow")
-EVALUATORS_ROOT = mm.Registry("evaluator", parent=mm.EVALUATOR, scope="genflow")
-# Imported when a transform is asked for: mmcv imports OpenCV.
-TRANSFORMS_ROOT = mm.Registry("transform", parent=mm.TRANSFORMS, scope="genflow", locations=["genflow.data.transforms"])
+
+def _root(name: str, parent: mm.Registry, *modules: str) -> mm.Registry:
+    return mm.Registry(name, parent=parent, scope="genflow", locations=[f"genflow.{module}" for module in modules])
+
+
+MODELS = _root(
+    "model",
+    mm.MODELS,
+    "backbones",
+    "codecs",
+    "feature_encoders",
+    "field_estimators",
+    "flow_teachers",
+    "guidance",
+    "inverse_heads",
+    "losses",
+    "methods",
+    "time_samplers",
+)
+DATASETS_ROOT = _root("dataset", mm.DATASETS, "data")
+HOOKS_ROOT = _root("hook", mm.HOOKS)
+SCHEDULERS_ROOT = _root("parameter scheduler", mm.PARAM_SCHEDULERS, "engine")
+OPTIMIZERS_ROOT = _root("optimizer", mm.OPTIMIZERS, "engine")
+EVALUATORS_ROOT = _root("evaluator", mm.EVALUATOR, "evaluation")
+TRANSFORMS_ROOT = _root("transform", mm.TRANSFORMS, "data.transforms")  # alone: mmcv imports OpenCV
 
 
 class KindRegistry(mm.Registry):
@@ -51,7 +68,7 @@ class KindRegistry(mm.Registry):
         self.unusable = unusable
 
     def import_from_location(self) -> None:
-        """Import the modules of components that are not registered with the package.
+        """Import the modules of built-in components.
 
         Raises:
             UserError: they need what is not installed.
@@ -59,10 +76,19 @@ class KindRegistry(mm.Registry):
         try:
             self.parent.import_from_location()
         except ImportError as error:
+            if self.parent is not TRANSFORMS_ROOT:
+                raise
             raise opencv_missing(f"mmcv, which has {self.name}s", error) from error
 
+    @property
+    def module_dict(self) -> dict[str, type]:
+        """Names and classes; errors as :meth:`import_from_location`."""
+        self.import_from_location()
+        return super().module_dict
+
     def _register_module(self, module, module_name=None, force=False):
-        self.import_from_location()  # or a name that ours need would seem free
+        if not module.__module__.startswith("genflow."):
+            self.import_from_location()  # or a name that ours need would seem free
         self.parent._register_module(module=module, module_name=module_name, force=force)
         super()._register_module(module=module, module_name=module_name, force=force)
 
@@ -74,7 +100,6 @@ class KindRegistry(mm.Registry):
 
     def components(self) -> dict[str, type]:
         """Every name that a recipe may give for this kind, with its class; errors as :meth:`import_from_location`."""
-        self.import_from_location()
         external = self.external.module_dict if self.external else {}
         usable = {name: cls for name, cls in external.items() if name not in self.unusable}
         return {**usable, **self.module_dict}

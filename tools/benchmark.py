@@ -9,7 +9,7 @@ from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, check_json, default_device, device, run_tool
+from genflow.cli.parser import Parser, check_json, device, run_tool
 from genflow.cli.progress import console, progress_bar
 
 #: Of every benchmark: its module in genflow.benchmarks, and there its options, computation and table.
@@ -118,7 +118,7 @@ def _command(prog: str, description: str, example: str, of_recipe: bool = True, 
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
     parser.add_json("write the figures, every run, hardware and versions")
     if of_recipe:
-        parser.add_argument("--device", type=device, default=default_device())
+        parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
         parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
         parser.add_imports()
     return parser

@@ -5,7 +5,7 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.parser import Parser, device, run_tool
 from genflow.cli.progress import progress_bar
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each run (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture that lies there")
     parser.add_imports()

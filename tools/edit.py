@@ -7,7 +7,7 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.parser import Parser, device, run_tool
 from genflow.cli.progress import progress_bar
 from genflow.errors import UserError
 
@@ -75,7 +75,7 @@ def _add_common(parser: Parser) -> None:
         help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
     )
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
 
-from genflow.cli.parser import Parser, default_device, device, run_tool
+from genflow.cli.parser import Parser, device, run_tool
 from genflow.cli.progress import progress_bar
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     for option, what in (("--precision", "the network"), ("--decode-precision", "the decoder")):
         parser.add_argument(option, choices=["float32", "bfloat16"], default="float32", help=f"of {what}")
     parser.add_argument("--compile", action="store_true", help="compile the network first; pays off over many images")
-    parser.add_argument("--device", type=device, default=default_device())
+    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
     parser.add_argument(

@@ -108,7 +108,9 @@ def default_device() -> str:
 
 
 def device(name: str) -> str:
-    """A device that this machine has, as an argument type."""
+    """A device that this machine has, as an argument type; ``auto`` is :func:`default_device`."""
+    if name == "auto":
+        return default_device()
     import torch
 
     try:
