@@ -7,17 +7,28 @@ registered with ``@BACKBONES.register_module()`` and the like. Other mmengine pr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from mmengine import registry as mm
 
 from genflow.errors import opencv_missing
 
 
-def _root(name: str, parent: mm.Registry, *modules: str) -> mm.Registry:
-    return mm.Registry(name, parent=parent, scope="genflow", locations=[f"genflow.{module}" for module in modules])
+class _Root(mm.Registry):
+    """GenFlow's child of a root of mmengine, whose built-in components are in ``modules``."""
+
+    def __init__(self, name: str, parent: mm.Registry, *modules: str):
+        super().__init__(name, parent=parent, scope="genflow", locations=[f"genflow.{module}" for module in modules])
+
+    def import_from_location(self) -> None:
+        # mmengine's own logs what it does, for which it starts a logger that counts GPUs.
+        if not self._imported:
+            for module in self._locations:
+                import_module(module)
+            self._imported = True
 
 
-MODELS = _root(
+MODELS = _Root(
     "model",
     mm.MODELS,
     "backbones",
@@ -31,12 +42,12 @@ MODELS = _root(
     "methods",
     "time_samplers",
 )
-DATASETS_ROOT = _root("dataset", mm.DATASETS, "data")
-HOOKS_ROOT = _root("hook", mm.HOOKS)
-SCHEDULERS_ROOT = _root("parameter scheduler", mm.PARAM_SCHEDULERS, "engine")
-OPTIMIZERS_ROOT = _root("optimizer", mm.OPTIMIZERS, "engine")
-EVALUATORS_ROOT = _root("evaluator", mm.EVALUATOR, "evaluation")
-TRANSFORMS_ROOT = _root("transform", mm.TRANSFORMS, "data.transforms")  # alone: mmcv imports OpenCV
+DATASETS_ROOT = _Root("dataset", mm.DATASETS, "data")
+HOOKS_ROOT = _Root("hook", mm.HOOKS)
+SCHEDULERS_ROOT = _Root("parameter scheduler", mm.PARAM_SCHEDULERS, "engine")
+OPTIMIZERS_ROOT = _Root("optimizer", mm.OPTIMIZERS, "engine")
+EVALUATORS_ROOT = _Root("evaluator", mm.EVALUATOR, "evaluation")
+TRANSFORMS_ROOT = _Root("transform", mm.TRANSFORMS, "data.transforms")  # alone: mmcv imports OpenCV
 
 
 class KindRegistry(mm.Registry):

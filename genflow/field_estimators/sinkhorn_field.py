@@ -43,15 +43,18 @@ class SinkhornField(PairwiseDrift):
         coefficients = torch.zeros_like(distances[:, : counts.generated])
         plan = self._plan(costs[:, :, sources:], mass[:, :sources], mass[:, sources:])
         coefficients[:, :, sources:] = plan[0][:, : counts.generated]
-        kind = torch.arange(sources, device=distances.device)
-        # Generated samples and negatives each alternate.
-        half = torch.where(kind < counts.generated, kind, kind - counts.generated) % 2
-        first, second = (half == 0).nonzero().flatten(), (half == 1).nonzero().flatten()
+        # Generated samples and negatives each alternate; in a half, generated ones come first.
+        first, second = (
+            torch.tensor([*range(start, counts.generated, 2), *range(counts.generated + start, sources, 2)])
+            for start in (0, 1)
+        )
+        first, second = (half.to(distances.device, non_blocking=True) for half in (first, second))
         between = costs[:, first[:, None], second]
         there, back = self._plan(between, mass[:, first], mass[:, second])
-        own, others = first < counts.generated, second < counts.generated
-        coefficients[:, first[own][:, None], second] = -there[:, own]
-        coefficients[:, second[others][:, None], first] = -back.mT[:, others]
+        others = counts.generated // 2
+        own = counts.generated - others
+        coefficients[:, first[:own, None], second] = -there[:, :own]
+        coefficients[:, second[:others, None], first] = -back.mT[:, :others]
         return coefficients
 
     def _plan(self, affinity: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,8 @@ def build(folder: Path) -> Path:
                 ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
             ).stdout
             wanted |= {line.split()[-1].split("@")[0] for line in listing.splitlines()}
+    # Triton, which some of torch's operators are written in, asks the driver itself.
+    wanted |= set(re.findall(r"CUDAAPI (cu[A-Z]\w+)\(", (_headers() / "cuda.h").read_text()))
     main = folder / "null_cuda.o"
     compiler = ["cc", "-O1", "-fPIC", "-I", str(_headers()), "-I", str(_SOURCE.parent)]
     subprocess.run([*compiler, "-c", str(_SOURCE), "-o", str(main)], check=True)

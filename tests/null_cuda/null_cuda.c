@@ -327,6 +327,23 @@ EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice index, unsigned *flags, int 
     *active = 1;
     return CUDA_SUCCESS;
 }
+EXPORT CUresult cuDriverGetVersion(int *version) { *version = CUDA_VERSION; return CUDA_SUCCESS; }
+EXPORT CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice index) {
+    return (CUresult)cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)attribute, index); /* the same numbers */
+}
+EXPORT CUresult cuModuleLoadData(CUmodule *module, const void *image) { *module = handle(); return CUDA_SUCCESS; }
+EXPORT CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    *function = handle();
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
+    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
+    return CUDA_SUCCESS;
+}
+EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments, void **extra) {
+    launches++;
+    return CUDA_SUCCESS;
+}
 EXPORT CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)&region; return CUDA_SUCCESS; }
 EXPORT cudaError_t cudaGetDriverEntryPointByVersion(
     const char *symbol, void **function, unsigned version, unsigned long long flags,
