@@ -1,6 +1,9 @@
 """Random numbers are Philox, uniform and normal, and depend on (seed, sample, stream, element) alone."""
 
 import math
+import os
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -147,3 +150,32 @@ def test_draws_know_their_places_in_the_global_batch():
 def test_draws_without_a_global_batch_are_all_there_are():
     draws = Draws(3, torch.tensor([7, 100, 2]))
     assert draws.batch_indices.tolist() == [0, 1, 2] and draws.global_batch() is draws
+
+
+INTERPRETED = """
+import torch, zlib
+from genflow.draws import Draws, kernel
+for seed in (0, 12345678901234567, -3):
+    draws = Draws(seed, torch.tensor([0, 1, 5, 2**31 + 7, 2**40 + 3]))
+    for count in (1, 4, 7, 1024, 1025):
+        found = kernel.uniform(draws.positions, count, draws._key, zlib.crc32(b"noise"))
+        assert torch.equal(found, draws.uniform("noise", (count,))), (seed, count)
+"""
+
+
+def test_the_kernel_has_the_same_bits():
+    """On the CPU, by Triton's interpreter."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("seed", [0, 2**63 + 11])
+def test_a_gpu_draws_the_same_numbers(seed):
+    draws = Draws(seed, torch.tensor([0, 3, 2**40 + 1]))
+    for count in (1, 5, 4099):
+        assert torch.equal(draws.to("cuda").uniform("noise", (count,)).cpu(), draws.uniform("noise", (count,)))
+    on_device = draws.to("cuda").normal("noise", (4099,)).cpu()
+    torch.testing.assert_close(on_device, draws.normal("noise", (4099,)), atol=1e-5, rtol=1e-5)

@@ -4,16 +4,21 @@ Every training sample has a position in one endless stream of samples (update ti
 index in the batch), every generated image an index. Its random numbers depend on that number alone, so
 neither the number of processes, nor micro-batches, nor a resume, nor the sampling batch changes them.
 The bits come from Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
-computed with integer tensor operations, hence the same on every device.
+computed with integer tensor operations, or by one kernel of Triton on a GPU, hence the same on every device.
 """
 
 import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from genflow.errors import reason
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -38,6 +43,24 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
         c1, c3 = product1, product0
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
     return list(torch.broadcast_tensors(c0, c1 & _WORD, c2, c3 & _WORD))
+
+
+@cache
+def _has_kernel(device_type: str) -> bool:
+    """Whether :mod:`genflow.draws.kernel` serves a kind of device.
+
+    Triton comes with torch for CUDA; to start its kernels it compiles C.
+    """
+    if device_type != "cuda" or find_spec("triton") is None:
+        return False
+    from genflow.draws import kernel
+
+    try:
+        kernel.uniform(torch.zeros(1, dtype=torch.int64, device=device_type), 1, (0, 0), 0)
+    except Exception as error:
+        warnings.warn(f"random numbers are drawn in many small steps, for Triton fails: {reason(error)}", stacklevel=2)
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -71,11 +94,11 @@ class Draws:
         first = self.positions[:1] - self.batch_indices[:1]
         return replace(self, positions=first + torch.arange(self.batch_size, device=first.device), host=None)
 
-    def _words(self, stream: str, count: int) -> Tensor:
+    def _words(self, purpose: int, count: int) -> Tensor:
         """(B, count) int64 words in [0, 2**32)."""
         blocks = torch.arange(math.ceil(count / 4), device=self.positions.device)
-        purpose = torch.full_like(blocks, zlib.crc32(stream.encode()))
-        key = self.seed & _WORD, (self.seed >> 32) & _WORD
+        purpose = torch.full_like(blocks, purpose)
+        key = self._key
         words = self.positions.new_empty(len(self), len(blocks), 4)
         rows = max(1, _AT_ONCE // max(1, len(blocks)) if words.device.type == "cpu" else len(self))
         for part, position in zip(words.split(rows), self.positions.unsqueeze(1).split(rows), strict=True):
@@ -85,8 +108,16 @@ class Draws:
 
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 uniform numbers in (0, 1), 23 bits each; ``stream`` names their use."""
-        words = self._words(stream, math.prod(shape))
-        return (((words >> 9).float() + 0.5) * 2.0**-23).view(-1, *shape)
+        purpose, count = zlib.crc32(stream.encode()), math.prod(shape)
+        if _has_kernel(self.positions.device.type):
+            from genflow.draws import kernel
+
+            return kernel.uniform(self.positions, count, self._key, purpose).view(-1, *shape)
+        return (((self._words(purpose, count) >> 9).float() + 0.5) * 2.0**-23).view(-1, *shape)
+
+    @property
+    def _key(self) -> tuple[int, int]:
+        return self.seed & _WORD, (self.seed >> 32) & _WORD
 
     def normal(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 standard normal numbers (Box-Muller)."""

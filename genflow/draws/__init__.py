@@ -1,0 +1,3 @@
+from genflow.draws.draws import Draws, philox
+
+__all__ = ["Draws", "philox"]
