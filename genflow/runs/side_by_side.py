@@ -127,10 +127,11 @@ def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, na
     panels = [("training pictures", real_panel(data)), *((_title(entry), entry.panel) for entry in entries)]
     rows = len(panels[0][1]) // PER_CLASS
     height = _PANEL * rows / PER_CLASS
-    heights = [height + 0.4, 0.62 * len(entries) + 0.35]
+    width = _PANEL * len(panels) + 1.1
+    heights = [height + 0.5, 2 * width / len(entries) / COMPARED + 0.6]
     if all(entry.report["model"] for entry in entries):
         heights.append(0.26 * (len(entries) + 3) + 0.1)
-    figure = Figure(figsize=(_PANEL * len(panels) + 1.1, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     top, middle, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
     for number, (axes, (title, panel)) in enumerate(zip(top.subplots(1, len(panels)), panels, strict=True)):
         _show(axes, panel, PER_CLASS, title)
@@ -148,7 +149,7 @@ def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, na
         axes.set_xlabel(said, fontsize=8)
     for part in bottom:
         _tabulate(part.subplots(), entries)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight"))
 
 
 def _title(entry: Entry) -> str:
