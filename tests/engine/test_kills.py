@@ -15,7 +15,7 @@ from tiny_training import start_training
 
 from genflow.weights import read_weights
 
-KILLS = int(os.environ.get("GENFLOW_KILLS", "4"))
+KILLS = int(os.environ.get("GENFLOW_KILLS", "2"))
 OPTIONS = [
     "train_cfg.max_iters=12",
     "default_hooks.checkpoint.interval=3",

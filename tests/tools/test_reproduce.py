@@ -20,7 +20,8 @@ def run(monkeypatch, *arguments):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The toy's runs with two updates each."""
+    """One of the toy's starts, with two updates."""
+    monkeypatch.setattr(drift_toy, "STARTS", {"far": drift_toy.STARTS["far"]})
     jobs = drift_toy.toy_jobs
     small = ("train_cfg.max_iters=2", "model.samples_per_label=8", "model.positives=8")
     monkeypatch.setattr(
