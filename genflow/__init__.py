@@ -5,6 +5,7 @@ for neither.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,4 +47,6 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f"genflow.{_MODULES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"genflow.{name}") is not None:
+        return import_module(f"genflow.{name}")
     raise AttributeError(f"module 'genflow' has no attribute '{name}'")

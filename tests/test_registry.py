@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mmengine
 import pytest
@@ -156,3 +157,23 @@ def test_importing_genflow_is_light():
     code = f"import sys, genflow; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_and_components_load_when_they_are_used():
+    code = """
+import runpy, sys
+import genflow
+assert genflow.UserError and "torch" not in sys.modules
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+assert not {"torch", "mmengine"} & sys.modules.keys()
+assert not hasattr(genflow, "nothing") and genflow.backbones.DiT and genflow.ComponentGraph
+"""
+    tools = Path(__file__).parents[1] / "tools"
+    for tool in ("train", "sample", "prepare_data"):
+        subprocess.run([sys.executable, "-c", code, tools / f"{tool}.py"], check=True, capture_output=True)
+    code = "from mmengine.registry import MODELS; assert MODELS.get('genflow.DiT') is not None"
+    subprocess.run([sys.executable, "-c", code], check=True)
