@@ -1,5 +1,6 @@
 """What a generator is conditioned on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -46,14 +47,15 @@ class Condition:
 
     def rows(self, part: slice | Tensor) -> "Condition":
         """The condition of some samples of the batch, by a slice or their (N,) indices."""
-        given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return Condition(**{name: value[part] for name, value in given if value is not None})
+        return self._each(lambda value: value[part])
 
     def to(self, device: torch.device) -> "Condition":
         """The condition on a device, without waiting for it."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        moved = {name: value.to(device, non_blocking=True) for name, value in given if value is not None}
-        return Condition(**moved)
+        return Condition(**{name: change(value) for name, value in given if value is not None})
 
     def joined(self, other: "Condition") -> "Condition":
         """The rows of this condition and then those of ``other``, which gives the same fields."""

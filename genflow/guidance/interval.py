@@ -1,5 +1,7 @@
 """Guidance with a random scale inside a random interval of time, both inputs of the model (docs/pmf.md, P6, P7)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -60,14 +62,12 @@ class IntervalGuidance(VelocityGuidance):
         start, end = condition.interval.unbind(1)
         scale = torch.where((start <= times.t) & (times.t <= end), condition.guidance, 1.0)
         plain = torch.ones_like(scale)
-        interval = torch.stack([torch.zeros_like(scale), plain], dim=1)
-        labelled, plainly, drawn = (
-            Condition(labels=condition.labels, guidance=each, interval=interval).to(device)
-            for each in (scale, plain, condition.guidance)
-        )
-        null = plainly.unlabelled(num_classes)
+        interval = torch.stack([torch.zeros_like(scale), plain], dim=1).to(device, non_blocking=True)
+        labelled = Condition(labels=condition.labels, guidance=scale, interval=interval).to(device)
+        null = replace(labelled, guidance=plain).to(device).unlabelled(num_classes)
         share = torch.where(dropped, 0.0, 1 - 1 / scale).view(-1, 1, 1, 1).to(device, non_blocking=True)
         if not needed_rows_only:
+            drawn = replace(labelled, guidance=condition.guidance).to(device)
             every = torch.arange(len(scale), device=device)
             guiding, without = own(every.repeat(2), drawn.joined(null)).chunk(2)
             return GuidedTarget(conditional + share * (guiding - without), own(every, labelled))

@@ -14,7 +14,7 @@ from genflow.data.queue_feed import QueueFeed
 from genflow.data.sample_queue import QueueSection, widened
 from genflow.draws import Draws
 from genflow.feature_encoders.base import FeatureEncoder
-from genflow.field_estimators.base import DriftEstimator, DriftStatistics, FeatureSets
+from genflow.field_estimators.base import Drift, DriftEstimator, DriftStatistics, FeatureSets
 from genflow.generators.drifting import DriftingGenerator
 from genflow.guidance.base import NegativeGuidance
 from genflow.layers.precision import without_graph
@@ -156,7 +156,8 @@ class Drifting(Method):
             negatives: (L, N, C, H, W) likewise; None without guidance.
             real, statistics: of :meth:`prepare`.
         """
-        drift = self.field(*self._compare(images, labels, draws, negatives, real), statistics)
+        rows = {"images": images, "labels": labels, "draws": draws, "negatives": negatives, "real": real}
+        drift = self._drift(statistics, **rows)
         loss = torch.stack([value.mean() for value in drift.losses.values()]).sum()
         forces = torch.stack([entry.force for entry in drift.statistics.values()]).mean(dim=0)
         scales = torch.stack([entry.scale for entry in drift.statistics.values()])
@@ -172,11 +173,12 @@ class Drifting(Method):
         bad: dict[str, None] = {}
         with without_graph():
             for part in parts:
-                statistics = part.get("statistics")
-                sets = self._compare(**{name: value for name, value in part.items() if name != "statistics"})
-                losses = self.field(*sets, statistics).losses
+                losses = self._drift(**part).losses
                 bad |= {name: None for name, value in losses.items() if not value.isfinite().all()}
         return f"features: {', '.join(bad)}" if bad else ""
+
+    def _drift(self, statistics: Mapping[str, DriftStatistics] | None = None, **rows: Any) -> Drift:
+        return self.field(*self._compare(**rows), statistics)
 
     def _compare(
         self,

@@ -76,7 +76,6 @@ class Waits:
 
     def __init__(self) -> None:
         self.places: Counter[str] = Counter()
-        self.counting = True
 
     def __enter__(self) -> "Waits":
         torch.cuda.set_sync_debug_mode("warn")
