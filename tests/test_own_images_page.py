@@ -2,9 +2,10 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+
+import started
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +32,6 @@ def test_photographs_from_the_text_to_a_picture(tmp_path, monkeypatch):
     for line in ran:
         short = " --cfg-options train_cfg.max_iters=2" if "train.py" in line else ""
         command = [sys.executable, *shlex.split(line + short)[1:]]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = started.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert Path("photos.png").stat().st_size > 10_000 and Path("photos_beside.png").stat().st_size > 10_000

@@ -3,13 +3,13 @@
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 import torch
 from PIL import Image
 
@@ -126,11 +126,8 @@ def test_loader_processes_skip_alike(skipping, tmp_path):
 
 
 def train(recipe, work_dir, *arguments, processes=1):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launch, str(ROOT / "tools" / "train.py"), str(recipe), "--work-dir", str(work_dir), *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tools" / "train.py", recipe, "--work-dir", work_dir, *arguments]
+    done = started.run(command, processes, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

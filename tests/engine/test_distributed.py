@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from started import run
 
 from genflow.weights import read_checkpoint
 
@@ -26,13 +27,10 @@ COMMON = [
 
 
 def train(work_dir, recipe, processes, options):
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launch, str(ROOT / "tools" / "train.py"), str(ROOT / "recipes" / recipe), "--work-dir", str(work_dir)]
+    command = [sys.executable, ROOT / "tools" / "train.py", ROOT / "recipes" / recipe, "--work-dir", work_dir]
     command += ["--launcher", "pytorch"] if processes > 1 else []
-    run = subprocess.run([*command, "--cfg-options", *COMMON, *options], check=False, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    done = run([*command, "--cfg-options", *COMMON, *options], processes, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     lines = (work_dir / "scalars.jsonl").read_text().splitlines()
     states = [read_checkpoint(path)["model"] for path in sorted(work_dir.glob("checkpoints/*.pt"))]
     return [json.loads(line) for line in lines], states
@@ -81,20 +79,17 @@ def test_launcher_without_its_environment_is_one_line(tmp_path):
     recipe = ROOT / "recipes" / "itarflow_digits.yaml"
     command = [sys.executable, str(ROOT / "tools" / "train.py"), str(recipe), "--launcher", "pytorch"]
     environment = {"PATH": "/usr/bin:/bin"}
-    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert "torchrun" in run.stderr
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "torchrun" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_batch_must_be_shared_out_equally(tmp_path):
     recipe = ROOT / "recipes" / "itarflow_digits.yaml"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(ROOT / "tools" / "train.py"), str(recipe), "--launcher", "pytorch"]
-    command += ["--work-dir", str(tmp_path / "run")]
-    run = subprocess.run(
-        [*command, "--cfg-options", "train_dataloader.batch_size=15"], check=False, capture_output=True, text=True
-    )
-    assert run.returncode != 0
-    assert "train_dataloader.batch_size: found 15, expected a positive multiple of the 2 processes" in run.stderr
+    command = [sys.executable, ROOT / "tools" / "train.py", recipe, "--work-dir", tmp_path / "run"]
+    command += ["--cfg-options", "train_dataloader.batch_size=15"]
+    done = run(command, processes=2, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "train_dataloader.batch_size: found 15, expected a positive multiple of the 2 processes" in done.stderr

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import started
 
 from genflow.engine.distributed import find_launcher
 from genflow.engine.lock import LOCK_FILE, working_in
@@ -36,9 +37,8 @@ def command(work_dir, *options, processes=1, recipe="itarflow_digits"):
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        command(*arguments, **options), check=False, capture_output=True, text=True, cwd="/", timeout=300
-    )
+    start = subprocess.run if options.get("processes", 1) > 1 else started.run
+    return start(command(*arguments, **options), check=False, capture_output=True, text=True, cwd="/", timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_folder_at_work_is_refused_and_says_who_works_there(tmp_path):
 
 def test_the_lock_of_a_dead_process_does_not_hold(tmp_path):
     work_dir = tmp_path / "run"
-    process = subprocess.Popen(
+    process = started.Started(
         command(work_dir, *OPTIONS, "train_cfg.max_iters=100000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
@@ -106,8 +106,8 @@ def test_two_runs_share_the_prerequisite_that_one_of_them_trains(tmp_path):
         f"{teacher}.train_cfg.max_iters=30",
         *(f"model.inverse.backbone.{option}" for option in ("width=16", "heads=2", "layers=1", "groups=2")),
     ]
-    started = [
-        subprocess.Popen(
+    processes = [
+        started.Started(
             command(tmp_path / name, *options, recipe="biflow_digits"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,8 +115,8 @@ def test_two_runs_share_the_prerequisite_that_one_of_them_trains(tmp_path):
         )
         for name in ("one", "two")
     ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     assert sum("holds no finished run, training" in text for text in said) == 1
     assert sum(f"prerequisite 'teacher': using {tmp_path / 'itarflow_digits'}" in text for text in said) == 1
     assert (tmp_path / "itarflow_digits" / "scalars.jsonl").read_text().count("\n") == 30

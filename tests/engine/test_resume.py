@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from started import Started, run
 
 from genflow.weights import read_checkpoint, read_weights
 
@@ -43,13 +44,13 @@ def scalars(work_dir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(work_dir), check=True, capture_output=True)
+    run(command(work_dir), check=True, capture_output=True)
     return work_dir
 
 
 def test_kill_and_resume_is_exact_to_the_last_bit(uninterrupted, tmp_path):
     work_dir = tmp_path / "run"
-    process = subprocess.Popen(command(work_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Started(command(work_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(work_dir.glob("checkpoints/step_*.pt")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -63,7 +64,7 @@ def test_kill_and_resume_is_exact_to_the_last_bit(uninterrupted, tmp_path):
         file.write('{"step": 13, "lo')
     (work_dir / "checkpoints" / ".step_00000012.pt.x3_k9fq0.partial").write_bytes(b"half")
 
-    subprocess.run(command(work_dir, "--resume"), check=True, capture_output=True)
+    run(command(work_dir, "--resume"), check=True, capture_output=True)
     assert not list(work_dir.glob("checkpoints/.*.partial"))
     assert scalars(work_dir) == scalars(uninterrupted)
     assert [entry["step"] for entry in scalars(work_dir)] == list(range(1, UPDATES + 1))
@@ -81,16 +82,16 @@ def test_kill_and_resume_is_exact_to_the_last_bit(uninterrupted, tmp_path):
 def test_resume_from_a_named_checkpoint(uninterrupted, tmp_path):
     work_dir = tmp_path / "run"
     start = uninterrupted / "checkpoints" / "step_00000008.pt"
-    subprocess.run(command(work_dir, "--resume", str(start)), check=True, capture_output=True)
+    run(command(work_dir, "--resume", str(start)), check=True, capture_output=True)
     assert scalars(work_dir) == scalars(uninterrupted)[8:]
 
 
 def test_another_seed_is_another_run(uninterrupted, tmp_path):
     work_dir = tmp_path / "run"
-    subprocess.run(command(work_dir, "--seed", "1"), check=True, capture_output=True)
+    run(command(work_dir, "--seed", "1"), check=True, capture_output=True)
     assert scalars(work_dir)[0]["loss"] != scalars(uninterrupted)[0]["loss"]
     start = uninterrupted / "checkpoints" / "step_00000008.pt"
-    refused = subprocess.run(
+    refused = run(
         command(tmp_path / "other", "--seed", "1", "--resume", str(start)), check=False, capture_output=True, text=True
     )
     assert refused.returncode == 2

@@ -4,11 +4,11 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 
 import pytest
+from started import run
 from tiny_training import start_training, train_command
 
 from genflow.engine.signals import StopRequest, TrainingStopped, stop_requests
@@ -37,7 +37,7 @@ def stop(work_dir, number, processes=1):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(work_dir), check=True, capture_output=True)
+    run(command(work_dir), check=True, capture_output=True)
     return work_dir
 
 
@@ -52,7 +52,7 @@ def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
         f"stopped by {signal.Signals(number).name} after update {done}: {checkpoint}; --resume goes on"
     )
     assert "Traceback" not in said and not (work_dir / ".running").exists()
-    subprocess.run(command(work_dir, "--resume"), check=True, capture_output=True)
+    run(command(work_dir, "--resume"), check=True, capture_output=True)
     lines = [[json.loads(line) for line in (run / "scalars.jsonl").open()] for run in (work_dir, uninterrupted)]
     assert lines[0] == lines[1]
     weights = [read_weights(run / "generator.safetensors") for run in (work_dir, uninterrupted)]

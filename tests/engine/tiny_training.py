@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from started import Started
+
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
     "train_dataloader.batch_size=8",
@@ -22,10 +24,11 @@ def train_command(work_dir, *arguments, options=(), processes=1):
     return [str(word) for word in (*launch, *tool, "--cfg-options", *OPTIONS, *options)]
 
 
-def start_training(work_dir, *arguments, **more):
+def start_training(work_dir, *arguments, processes=1, **more):
     """Start it in a session of its own, so that its whole group can be killed; what it says is in ``stderr``."""
-    return subprocess.Popen(
-        train_command(work_dir, *arguments, **more),
+    start = Started if processes == 1 else subprocess.Popen
+    return start(
+        train_command(work_dir, *arguments, processes=processes, **more),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

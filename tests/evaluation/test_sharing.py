@@ -1,12 +1,12 @@
 """Evaluations that several processes share, that are killed, or of which one process fails."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from made_images import Shades, evaluator
+from started import run
 
 from genflow.evaluation.base import Share
 
@@ -41,8 +41,7 @@ run_tool(main)
 
 def launch(tmp_path, processes, damaged=-1):
     (tmp_path / "shared.py").write_text(SHARED.format(folder=str(Path(__file__).parent), damaged=damaged))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*command, tmp_path / "shared.py"], check=False, capture_output=True, text=True, timeout=200)
+    return run([sys.executable, tmp_path / "shared.py"], processes, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.parametrize(("processes", "read"), [(2, [32, 28]), (4, [18, 14, 14, 14])])

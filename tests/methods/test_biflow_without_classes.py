@@ -1,11 +1,11 @@
 """BiFlow where teacher and backbone have no classes: no tokens of class and guidance, and no guidance."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 import torch
 from torch import nn
 
@@ -97,9 +97,7 @@ def test_guidance_needs_classes(guidance):
 
 def tool(name, overrides, folder):
     command = [sys.executable, ROOT / "tools" / f"{name}.py", ROOT / "recipes" / "biflow_digits.yaml"]
-    return subprocess.run(
-        [*command, "--cfg-options", *overrides], cwd=folder, capture_output=True, text=True, check=False
-    )
+    return started.run([*command, "--cfg-options", *overrides], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_digits_without_their_labels_from_the_recipe_to_samples(tmp_path):

@@ -1,11 +1,11 @@
 """MeanFlow: what is left out changes nothing, precision, families of guidance, artifacts, kill and resume."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 import torch
 
 from genflow.config.graph import ComponentGraph
@@ -251,7 +251,7 @@ def test_tools_take_steps_and_interval(run, tmp_path):
     def sample(*more):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
         command = [sys.executable, str(ROOT / "tools" / "sample.py"), str(run), "--num", "3", "--out", str(out)]
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False), out
+        return started.run([*command, *more], capture_output=True, text=True, check=False), out
 
     done, _ = sample("--steps", "2", "--guidance", "1.5", "--interval", "0.1", "0.9")
     assert done.returncode == 0 and "2 network evaluation(s) each" in done.stdout

@@ -2,11 +2,11 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
@@ -22,7 +22,7 @@ def test_inverse_of_a_recipe(tmp_path):
     command = [TOOL, "inverse", RECIPE, "--batch", 2, "--repeats", 2, "--device", "cpu"]
     command += ["--json", tmp_path / "inverse.json", "--cfg-options", *TINY]
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = started.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "inverse.json").read_text())
     assert {"a", "b", "ratio", "low", "high", "hardware", "versions"} <= report.keys()
@@ -40,7 +40,7 @@ def test_train_step_of_a_recipe(tmp_path):
     command += ["--device", "cpu", "--json", tmp_path / "step.json"]
     command += ["--cfg-options", *tiny, "model.backbone.auxiliary_depth=1"]
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = started.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "step.json").read_text())
     assert report["benchmark"] == "train-step"
@@ -59,9 +59,7 @@ def test_drift_loss_of_a_recipe(tmp_path):
     small = [f"model.{option}" for option in ("labels_per_update=2", "samples_per_label=4", "positives=3")]
     command = [TOOL, "drift-loss", ROOT / "recipes" / "drift_digits.yaml", "--repeats", 2, "--device", "cpu"]
     command += ["--json", tmp_path / "loss.json", "--cfg-options", *small]
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = started.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "loss.json").read_text())
     assert report["benchmark"] == "drift-loss" and len(report["seconds"][0]) == 2
@@ -73,9 +71,7 @@ def test_drift_loss_of_a_recipe(tmp_path):
 def test_data_without_a_recipe(tmp_path):
     command = [TOOL, "data", "--repeats", 1, "--pictures", 2, "--packed", 3, "--latents", 4, "--batch", 2]
     command += ["--json", tmp_path / "data.json"]
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = started.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "data.json").read_text())
     assert report["benchmark"] == "data" and report["hardware"]["threads"] == 1

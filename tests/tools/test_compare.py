@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def runs(biflow_run, tmp_path_factory):
 
 def test_runs_are_drawn_beside_each_other_and_measured_where_they_are_not(runs, tmp_path):
     tool = [sys.executable, ROOT / "tools" / "compare.py", *runs, "--guidance", "0", "2.5", "--out", tmp_path / "a.png"]
-    said = subprocess.run(list(map(str, tool)), check=True, capture_output=True, text=True).stdout
+    said = started.run(tool, check=True, capture_output=True, text=True).stdout
     assert said.count("nearest training pictures") == 2 and str(tmp_path / "a.png") in said
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 900 and len(picture.convert("L").getcolors()) > 100
@@ -38,7 +38,7 @@ def test_a_run_without_evaluation_is_drawn_without_figures(runs, tmp_path):
     recipe = tmp_path / "bare" / "recipe.yaml"
     recipe.write_text(re.sub(r"^evaluation:\n(  .*\n)+", "", recipe.read_text(), flags=re.MULTILINE))
     tool = [sys.executable, ROOT / "tools" / "compare.py", tmp_path / "bare", "--out", tmp_path / "a.png"]
-    subprocess.run(list(map(str, tool)), check=True, capture_output=True)
+    started.run(tool, check=True, capture_output=True)
     assert (tmp_path / "a.png").is_file()
 
 

@@ -6,13 +6,13 @@ What is refused of Drifting's releases, tests/conversion has.
 import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
+import started
 import torch
 
 from genflow.condition import Condition
@@ -77,7 +77,7 @@ def close(found, expected):
 
 def run(tool, *arguments):
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = started.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,11 +5,11 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 import torch
 from PIL import Image
 
@@ -63,7 +63,7 @@ def command(start):
 
 
 def run(arguments, folder):
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    done = started.run(arguments, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

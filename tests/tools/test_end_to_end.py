@@ -1,12 +1,12 @@
 """The tools as a user runs them, on a tiny BiFlow with its teacher."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ TINY = [
 
 def tool(name, *arguments, cwd=None, check=True):
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd)
+    run = started.run(command, check=False, capture_output=True, text=True, cwd=cwd)
     assert not check or run.returncode == 0, run.stderr[-3000:]
     return run
 

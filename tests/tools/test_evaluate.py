@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 from PIL import Image
 
 from genflow.data import PackedImages
@@ -24,7 +25,6 @@ from genflow.runs.sweep import settings_of
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "evaluate.py"
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 CLASSIFIER = "prerequisites.classifier.recipe"
 RECIPE = f"""
 _base_: {ROOT}/recipes/pmf_digits.yaml
@@ -50,14 +50,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "tiny.yaml").write_text(RECIPE)
     options = ["--work-dir", folder / "run", "--cfg-options", f"{CLASSIFIER}.train_cfg.max_iters=3"]
-    command = [sys.executable, *TWO, ROOT / "tools" / "train.py", folder / "tiny.yaml", *options]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    command = [sys.executable, ROOT / "tools" / "train.py", folder / "tiny.yaml", *options]
+    started.run(command, processes=2, check=True, capture_output=True)
     return folder / "run"
 
 
-def evaluate(run, *arguments, launch=()):
-    command = [sys.executable, *launch, TOOL, run, *arguments]
-    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+def evaluate(run, *arguments, processes=1):
+    command = [sys.executable, TOOL, run, *arguments]
+    return started.run(command, processes, check=True, capture_output=True, text=True).stdout
 
 
 def metrics(run):
@@ -86,7 +86,7 @@ def test_processes_get_what_one_gets(run):
     said = evaluate(run, "--seed", "1")
     assert "published figures that these may stand beside: none" in said
     alone = metrics(run).pop("evaluation, seed 1, guidance 1, average None")
-    evaluate(run, "--seed", "1", launch=TWO)
+    evaluate(run, "--seed", "1", processes=2)
     shared = metrics(run)["evaluation, seed 1, guidance 1, average None"]
     assert shared["model"] == pytest.approx(alone["model"], rel=1e-5)
     assert not list((run / ".evaluation").glob("*.pt"))
@@ -103,18 +103,18 @@ def test_a_sweep_is_a_table_a_picture_and_the_best(run):
 
 
 def test_a_killed_call_goes_on(run):
-    options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=300")
-    process = subprocess.Popen(list(map(str, [sys.executable, TOOL, run, *options])), stdout=subprocess.DEVNULL)
+    options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=120")
+    process = started.Started([sys.executable, TOOL, run, *options], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not list((run / ".evaluation").glob("*.pt")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (partial,) = (run / ".evaluation").glob("*.pt")
-    own = "evaluation, seed 3, guidance 1, average None, evaluation.batch_size=1, evaluation.num_samples=300"
+    own = "evaluation, seed 3, guidance 1, average None, evaluation.batch_size=1, evaluation.num_samples=120"
     evaluate(run, *options)
     found = metrics(run)[own]
-    assert not partial.exists() and found["samples"] == 300
+    assert not partial.exists() and found["samples"] == 120
     again = evaluate_run(open_run(run, options[-2:]), seed=3)
     assert again["model"] == pytest.approx(found["model"], rel=1e-5)
 
@@ -161,8 +161,8 @@ def test_statistics_in_the_features_of_a_run(run, tmp_path):
     tool = ROOT / "tools" / "prepare_data.py"
     packing = ("images", tmp_path, packed, "--size", "8", "--channels", "1", "--labels", "none")
     statistics = ("statistics", packed, out, "--extractor", extractor, "--batch-size", "2")
-    for command in ((tool, *packing), (*TWO, tool, *statistics)):
-        subprocess.run(list(map(str, [sys.executable, *command])), check=True, capture_output=True)
+    for processes, arguments in ((1, packing), (2, statistics)):
+        started.run([sys.executable, tool, *arguments], processes, check=True, capture_output=True)
     encoder = open_run(extractor).method().artifact_module
     alone = make_statistics(
         PackedImages.opened(str(packed)), encoder, CONVENTIONS["torch_fidelity"], tmp_path / "alone.npz"

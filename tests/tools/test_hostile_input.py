@@ -3,11 +3,11 @@
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 import torch
 
 from genflow.weights import read_checkpoint, write_checkpoint
@@ -65,7 +65,7 @@ def test_in_a_process_of_its_own(tool, arguments, message, here, tiny, run):
     Path("empty").mkdir()
     before = snapshot(here)
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = started.run(command, capture_output=True, text=True, check=False, timeout=120)
     check(done.returncode, done.stderr)
     assert message in done.stderr and done.stdout == ""
     assert snapshot(here) == before and "marker" not in before

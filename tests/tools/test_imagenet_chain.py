@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 import torch
 from conftest import save_random_vae
 from PIL import Image
@@ -30,7 +31,7 @@ COMMON = [
 
 def tool(name, *arguments, check=True):
     command = [sys.executable, ROOT / "tools" / f"{name}.py", *arguments]
-    return subprocess.run(list(map(str, command)), check=check, capture_output=True, text=True).stdout
+    return started.run(command, check=check, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def latents(place):
     options = ["latents", place / "train", place / "latents", "--recipe", RECIPES / "biflow_b2_imagenet.yaml"]
     options += ["--shard-size", "20", "--cfg-options", codec(place), "prerequisites.teacher.recipe." + codec(place)]
     command = [sys.executable, ROOT / "tools" / "prepare_data.py", *options]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    process = started.Started(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while len(list((place / "latents").glob("shard_*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -1,11 +1,11 @@
 """Figures that tools write where they are wanted: never over what lies there, and known before the work."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import started
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "flow_toy.yaml")
@@ -13,7 +13,7 @@ RECIPE = str(ROOT / "recipes" / "flow_toy.yaml")
 
 def refused(*arguments):
     """The one line with which a tool refuses."""
-    done = subprocess.run(
+    done = started.run(
         [sys.executable, ROOT / "tools" / arguments[0], *map(str, arguments[1:])],
         check=False,
         capture_output=True,

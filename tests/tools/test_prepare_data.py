@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import started
 import torch
 from conftest import save_random_vae
 from PIL import Image
@@ -25,9 +26,9 @@ TOOL = [sys.executable, str(ROOT / "tools" / "prepare_data.py")]
 COUNT = 12
 
 
-def prepare(*arguments, launch=(), **environment):
-    command = [*TOOL[:1], *launch, *TOOL[1:], *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **environment})
+def prepare(*arguments, processes=1, **environment):
+    environment = {**os.environ, **environment}
+    return started.run([*TOOL, *arguments], processes, capture_output=True, text=True, env=environment)
 
 
 def prepared(*arguments, **options):
@@ -81,8 +82,7 @@ def test_a_folder_and_its_archives_are_the_same_data(photos, tmp_path):
 def test_two_processes_share_the_work_and_write_the_same(photos, tmp_path):
     options = ("--size", "8", "--shard-size", "2")
     prepared("images", photos, tmp_path / "one", *options)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    said = prepared("images", photos, tmp_path / "two", *options, launch=launch)
+    said = prepared("images", photos, tmp_path / "two", *options, processes=2)
     assert said.count("in a recipe: ") == 1
     same_files(tmp_path / "two", tmp_path / "one")
 
@@ -90,7 +90,7 @@ def test_two_processes_share_the_work_and_write_the_same(photos, tmp_path):
 def test_a_killed_call_goes_on(photos, tmp_path):
     options = ("--size", "256", "--shard-size", "1")
     prepared("images", photos, tmp_path / "whole", *options)
-    process = subprocess.Popen([*TOOL, "images", str(photos), str(tmp_path / "killed"), *options])
+    process = started.Started([*TOOL, "images", str(photos), str(tmp_path / "killed"), *options])
     deadline = time.monotonic() + 100
     while not list((tmp_path / "killed").glob("shard_*.json")) and time.monotonic() < deadline:
         time.sleep(0.001)
