@@ -43,6 +43,19 @@ class LoaderSection:
 
 
 @dataclass
+class ShardingSection:
+    """Weights, gradients, moments and averages shared out over processes (PyTorch's FSDP2); the result is the same.
+
+    Args:
+        over: processes that hold a copy together, best those of a node; None for all.
+        frozen: whether the layers of frozen backbones and flows are shared out as well.
+    """
+
+    over: Positive | None = None
+    frozen: bool = False
+
+
+@dataclass
 class TrainSection:
     """How long to train.
 
@@ -52,6 +65,7 @@ class TrainSection:
         checkpointing: keep no activations inside the layers of backbones and flows, but compute them again in the
             backward pass; likewise the same result.
         compile: compile these layers with torch.compile; results differ by rounding. Sampling has an option of its own.
+        sharding: how several processes share out what they train; None for a copy in each.
         stall_seconds: an update that takes longer is said, with the process that the others wait for.
     """
 
@@ -59,6 +73,7 @@ class TrainSection:
     micro_batches: Positive = 1
     checkpointing: bool = False
     compile: bool = False
+    sharding: ShardingSection | None = None
     stall_seconds: Above0 = 600.0
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genflow.config.sections import AverageSection
+from genflow.engine.sharding import divided_like
 
 
 class WeightAverage:
@@ -47,7 +48,7 @@ class WeightAverage:
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Restore a saved average."""
         for name, value in self.values.items():
-            value.copy_(values[name])
+            value.copy_(divided_like(values[name], value))
 
 
 @contextmanager

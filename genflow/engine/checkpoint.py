@@ -17,6 +17,7 @@ import torch
 from mmengine.dist import barrier, get_dist_info, is_main_process
 
 from genflow.engine.averages import WeightAverage
+from genflow.engine.sharding import divided_like, kept_by_main
 from genflow.errors import UserError
 from genflow.methods.base import Method
 from genflow.runs.folder import RunFolder
@@ -123,12 +124,18 @@ class TrainingState:
     timed_updates: int = 0
 
     def save(self, work_dir: Path) -> Path:
-        """Write the checkpoint of the present step; every process calls it."""
+        """Write the checkpoint of the present step, whole however it is shared out; every process calls it."""
         path = RunFolder(work_dir).checkpoint_file(self.step)
         kept = None if self.method.feed is None else self.method.feed.state()
         if kept is not None:
             write_checkpoint(_process_file(path), kept)
             barrier()  # a checkpoint is complete when its own file is there
+        shared_out = {
+            "model": self.method.trained_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "averages": {name: average.values for name, average in self.averages.items()},
+        }
+        complete = kept_by_main(shared_out, is_main_process())
         if not is_main_process():
             return path
         state = {
@@ -138,11 +145,9 @@ class TrainingState:
             "data": self.data,
             "seconds": self.seconds,
             "timed_updates": self.timed_updates,
-            "model": self.method.trained_state(),
             "optimizer_type": type(self.optimizer).__name__,
-            "optimizer": self.optimizer.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "averages": {name: average.values for name, average in self.averages.items()},
+            **complete,
         }
         write_checkpoint(path, state)
         return path
@@ -196,7 +201,12 @@ class TrainingState:
         groups = self.optimizer.state_dict()["param_groups"]
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved["param_groups"]]:
             raise ValueError("its optimizer holds other parameters")
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {name: divided_like(value, parameters[index]) for name, value in state.items()}
+            for index, state in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # mmengine misses the optimizer's steps between
             for _ in range(steps):
@@ -214,6 +224,7 @@ class TrainingState:
         for name, average in self.averages.items():
             check_state(average.values, state["averages"][name])
         self._restore_optimizer(state["optimizer"], state["step"])
-        self.method.load_trained_state(state["model"])
+        own = self.method.trained_state()
+        self.method.load_trained_state({name: divided_like(value, own[name]) for name, value in state["model"].items()})
         for name, average in self.averages.items():
             average.load(state["averages"][name])

@@ -35,7 +35,7 @@ def start_process_group(launcher: Launcher) -> None:
     is started here first, and mmengine then finds it.
 
     Raises:
-        UserError: the launcher's environment variables are missing.
+        UserError: the launcher's environment variables are missing, or there are more processes than GPUs.
     """
     if launcher == "none" or dist.is_initialized():
         return
@@ -48,11 +48,25 @@ def start_process_group(launcher: Launcher) -> None:
             "e.g. torchrun --nproc-per-node 2 tools/train.py RECIPE"
         )
     os.environ.setdefault("MASTER_PORT", "29500")
-    if torch.cuda.is_available():
-        # Slurm may show each task its own GPU only.
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    # The others wait while the main process samples, exports and evaluates.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=6))
+    # The others wait while the main process writes what is trained, and for each other in evaluations.
+    timeout = timedelta(hours=6)
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=timeout)
+        return
+    device = _own_gpu(launcher)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", timeout=timeout, device_id=device)
+
+
+def _own_gpu(launcher: Launcher) -> torch.device:
+    """This process's GPU; Slurm may show each task its own only."""
+    rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if launcher == "slurm" and gpus == 1:
+        return torch.device("cuda", 0)
+    if rank >= gpus:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", f"at least {rank + 1}")
+        raise UserError(f"--launcher {launcher}: found {processes} processes on this machine, which has {gpus} GPU(s)")
+    return torch.device("cuda", rank)
 
 
 def _export_slurm() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather, all_gather_object, get_dist_info, is_main_process
 from mmengine.hooks import Hook, LoggerHook
+from torch import Tensor
 
 from genflow.config.graph import ComponentGraph
 from genflow.config.sections import CheckpointSection, SamplesSection
@@ -15,9 +16,12 @@ from genflow.data.skipped import read_skipped
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
 from genflow.engine.memory import out_of_memory
+from genflow.engine.sharding import gathered
 from genflow.errors import UserError
+from genflow.generators.base import Generator
 from genflow.inference.write_images import save_grid
 from genflow.losses.base import Loss
+from genflow.processes import decided
 from genflow.runs.folder import RAW, RunFolder
 from genflow.weights import naming_disk, write_atomically
 
@@ -154,7 +158,7 @@ class SampleGridHook(Hook):
 
     def before_train(self, runner) -> None:
         # A kill may have come between a checkpoint and its grid.
-        if runner.iter and not self._file(runner, runner.iter).exists():
+        if runner.iter and not decided(self._file(runner, runner.iter).exists):
             self._draw(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -164,26 +168,37 @@ class SampleGridHook(Hook):
         return Path(runner.work_dir) / "samples" / f"step_{step:08d}.png"
 
     def _draw(self, runner, step: int) -> None:
-        """Write the grid after so many updates, if one is due."""
+        """Write the grid after so many updates, if one is due; the processes sample it together."""
         due = self.section.interval and step % self.section.interval == 0
         method, section = runner.method, self.section
-        if not is_main_process() or method.generator is None or not (due or step == runner.max_iters):
+        if method.generator is None or not (due or step == runner.max_iters):
             return
         classes = min(section.classes, method.generator.num_classes) or 1
         labels = torch.arange(classes, device=method.generator.device).repeat_interleave(section.per_class)
         method.eval()
+        with swapped(method.trained_parameters(), runner.exported_average), gathered(method):
+            images, problem = self._share(method.generator, labels, runner.state.seed)
+        method.train()
+        problem = next(filter(None, all_gather_object(problem)), None)
+        if problem is not None:
+            runner.logger.warning(f"no sample grid after {step} updates: {problem}")
+            return
+        images = torch.cat(all_gather(images))[: len(labels)]
+        if is_main_process():
+            save_grid(images, self._file(runner, step), columns=section.per_class)
+
+    def _share(self, generator: Generator, labels: Tensor, seed: int) -> tuple[Tensor | None, str | None]:
+        """This process's images, equally many in each, or why there are none."""
+        rank, processes = get_dist_info()
+        count = -(-len(labels) // processes)
+        first = rank * count
+        own = labels[torch.arange(first, first + count, device=labels.device).clamp(max=len(labels) - 1)]
         try:
-            with swapped(method.trained_parameters(), runner.exported_average):
-                images = method.generator.sample(labels, seed=runner.state.seed, guidance=section.guidance)
+            return generator.sample(own, seed, self.section.guidance, first), None
         except (UserError, MemoryError, RuntimeError) as error:  # samples may fail where training goes on well
             if not isinstance(error, UserError) and not out_of_memory(error):
                 raise
-            problem = error if isinstance(error, UserError) else "out of memory; see default_hooks.samples"
-            runner.logger.warning(f"no sample grid after {step} updates: {problem}")
-            return
-        finally:
-            method.train()
-        save_grid(images, self._file(runner, step), columns=section.per_class)
+            return None, str(error) if isinstance(error, UserError) else "out of memory; see default_hooks.samples"
 
 
 class SkippedHook(Hook):

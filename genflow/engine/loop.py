@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from genflow.config.sections import TrainSection
 from genflow.engine.memory import telling_what_saves_memory
+from genflow.engine.sharding import whole
 from genflow.engine.signals import TrainingStopped
 from genflow.engine.watchdog import BACKWARD, FORWARD, UPDATING, WAITING
 from genflow.errors import Stopped
@@ -63,7 +64,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients, a scalar."""
-        return nn.utils.get_total_norm([parameter.grad for parameter in self._with_gradient()])
+        return whole(nn.utils.get_total_norm([parameter.grad for parameter in self._with_gradient()]))
 
     def clip(self, norm: Tensor) -> None:
         """Clip the gradients in place, given their global norm."""
@@ -202,7 +203,7 @@ class UpdateLoop(BaseLoop):
         if diagnosis:
             message += f"; {diagnosis}"
         for name, parameter in self.runner.model.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+            if parameter.grad is not None and not whole(parameter.grad.isfinite().all()):
                 message += f"; first such gradient: {name}"
                 break
         return TrainingDiverged(message)

@@ -1,11 +1,14 @@
 """Muon for matrices, with the Adam beside it that the published code of pMF uses (docs/pmf.md, P12)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from mmengine.dist import get_dist_info
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from genflow.engine.sharding import divided_like
 from genflow.ranges import Betas, DepthOrNone, Share, Size
 from genflow.registry import OPTIMIZERS
 
@@ -91,7 +94,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of the parameters that have gradients."""
+        """One update of the parameters that have gradients; collective where several processes train."""
         stacks: dict[tuple, list[tuple]] = {}
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -108,32 +111,45 @@ class Muon(torch.optim.Optimizer):
                 continue
             rule = tuple(group[name] for name in _RULE)
             for parameter in parameters:
-                state = self.state[parameter]
-                joint = (parameter, parameter.grad, state["momentum"])
-                for matrix in zip(*(tensor.unflatten(0, (group["matrices"], -1)) for tensor in joint), strict=True):
-                    rows, columns = matrix[0].shape
-                    key = (min(rows, columns), max(rows, columns), parameter.dtype, parameter.device, rule)
-                    rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                    stacks.setdefault(key, []).append((*matrix, state["step"], rate))
+                rows, columns = parameter.shape[0] // group["matrices"], parameter.shape[1]
+                key = (min(rows, columns), max(rows, columns), parameter.dtype, parameter.device, rule)
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                entry = (parameter, self.state[parameter], group["matrices"], rate)
+                stacks.setdefault(key, []).append(entry)
         for (short, long, _, _, rule), entries in stacks.items():
-            count = max(1, _STACK // (short * long))
-            for first in range(0, len(entries), count):
-                _move(entries[first : first + count], *rule)
+            for part in _parts(entries, max(1, _STACK // (short * long))):
+                _move(part, *rule)
 
     def _adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
             return
         first, second = group["betas"]
-        gradients = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
-        steps, squares = [state["step"] for state in states], [state["square"] for state in states]
-        directions = _directions(gradients, [state["momentum"] for state in states], steps, first)
+        gradients = [_own(parameter.grad) for parameter in parameters]
+        steps, squares = [state["step"] for state in states], [_own(state["square"]) for state in states]
+        directions = _directions(gradients, [_own(state["momentum"]) for state in states], steps, first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
         roots = torch._foreach_div(squares, [1 - second**step for step in steps])
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(parameters, directions, roots, -group["lr"])
+        torch._foreach_addcdiv_([_own(parameter) for parameter in parameters], directions, roots, -group["lr"])
+
+
+def _own(value: Tensor) -> Tensor:
+    """The part of a shared-out tensor that this process holds; any other tensor whole."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _parts(entries: list[tuple], most: int) -> Iterator[list[tuple]]:
+    """Entries in their order, as many at once as hold ``most`` matrices together, but at least one."""
+    part: list[tuple] = []
+    for entry in entries:
+        if part and sum(matrices for _, _, matrices, _ in part) + entry[2] > most:
+            yield part
+            part = []
+        part.append(entry)
+    yield part
 
 
 def _directions(gradients: Sequence[Tensor], means: Sequence[Tensor], steps: Sequence[int], momentum: float) -> list:
@@ -146,18 +162,54 @@ def _directions(gradients: Sequence[Tensor], means: Sequence[Tensor], steps: Seq
 
 
 def _move(entries: list[tuple], momentum: float, eps: float, steps: int, precision: Precision) -> None:
-    """Update (matrix, gradient, mean, step, rate) entries whose matrices are of one shape or its transpose."""
-    matrices, gradients, means, counts, rates = zip(*entries, strict=True)
-    directions = _directions(gradients, means, counts, momentum)
-    stack = torch.stack([_wide(direction) for direction in directions])
+    """Update (parameter, state, matrices, rate) entries whose matrices are of one shape or its transpose."""
+    parameters, states, counts, rates = zip(*entries, strict=True)
+    gradients, means = [_own(value.grad) for value in parameters], [_own(state["momentum"]) for state in states]
+    directions = _directions(gradients, means, [state["step"] for state in states], momentum)
+    stack = torch.cat([
+        _wide(_whole(direction, parameter).unflatten(0, (count, -1)))
+        for direction, parameter, count in zip(directions, parameters, counts, strict=True)
+    ])  # fmt: skip
     del directions
-    for matrix, change, rate in zip(matrices, orthogonalize(stack, eps, steps, precision), rates, strict=True):
-        _wide(matrix).add_(change, alpha=-rate)
+    changes = _orthogonalize_together(stack, eps, steps, precision).split(counts)
+    for parameter, change, rate in zip(parameters, changes, rates, strict=True):
+        rows = parameter.shape[0] // len(change)
+        upright = change if change.shape[1] == rows else change.mT
+        _own(parameter).add_(_own(divided_like(upright.flatten(0, 1), parameter)), alpha=-rate)
 
 
-def _wide(matrix: Tensor) -> Tensor:
-    """The matrix, or its transpose if it has more rows than columns."""
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+def _whole(part: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor shared out as a parameter is, whole; collective."""
+    if not isinstance(parameter, DTensor):
+        return part
+    shared_out = DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return shared_out.full_tensor()
+
+
+def _orthogonalize_together(stack: Tensor, eps: float, steps: int, precision: Precision) -> Tensor:
+    """:func:`orthogonalize` of equal stacks in all processes, each of which works on its share."""
+    rank, processes = get_dist_info()
+    if processes == 1:
+        return orthogonalize(stack, eps, steps, precision)
+    count = -(-len(stack) // processes)
+    share = stack.new_zeros(count, *stack.shape[1:])
+    own = stack[rank * count : (rank + 1) * count]
+    share[: len(own)] = own
+    whole = stack.new_empty(processes * count, *stack.shape[1:])
+    torch.distributed.all_gather_into_tensor(whole, orthogonalize(share, eps, steps, precision))
+    return whole[: len(stack)]
+
+
+def _wide(matrices: Tensor) -> Tensor:
+    """(N, rows, columns) matrices, or their transposes if they have more rows than columns."""
+    return matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
 
 
 def orthogonalize(matrices: Tensor, eps: float = 1e-8, steps: int = 5, precision: Precision = "float32") -> Tensor:

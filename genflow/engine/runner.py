@@ -10,6 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from genflow.config.sections import TrainSection
@@ -78,11 +79,13 @@ class Runner(MMEngineRunner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap for several processes, with or without GPUs; mmengine's own needs GPUs."""
-        if not self.distributed:
+        if not self.distributed or isinstance(model, FSDPModule):
             return model
         device = training_device()
         device_ids = [device.index] if device.type == "cuda" else None
-        return MMDistributedDataParallel(module=model, device_ids=device_ids, broadcast_buffers=False)
+        return MMDistributedDataParallel(
+            module=model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def build_train_loop(self, loop: Any) -> UpdateLoop:
         """The loop of updates."""

@@ -29,6 +29,7 @@ from genflow.engine.optimizer import build_optimizer
 from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, check_untrained, find_resume, say
 from genflow.engine.resume import given_file, kept_prerequisites, resumed_recipe, run_of, write_given
 from genflow.engine.schedule import build_schedulers
+from genflow.engine.sharding import kept_by_main, share_out
 from genflow.engine.signals import TrainingStopped, stop_requests
 from genflow.errors import RepeatedError, UserError, opencv_missing
 from genflow.methods.base import Method
@@ -154,8 +155,7 @@ def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, give
         for name, run in runs.items():
             folder.keep_prerequisite(name, run.weights_file())
     seconds = _run(runner)
-    if is_main_process():
-        _finish(graph, folder, runner, checked.cost)
+    _finish(graph, folder, runner, checked.cost)
     barrier()
     _evaluate(Run(folder.path, graph), runner.logger.info)
     runner.logger.info(f"finished in {seconds:.0f} s: {folder}")
@@ -241,6 +241,8 @@ def _build_runner(
 
     section, optim, seed = graph.section("train_cfg"), graph.section("optim_wrapper"), graph.section("seed")
     apply_layer_settings(method, section)
+    if section.sharding is not None and get_dist_info()[1] > 1:
+        agreed(lambda: share_out(method, section.sharding, training_device()))
     optimizer = AutocastOptimWrapper(build_optimizer(optim, method), optim.precision, optim.clip_grad_norm)
     schedulers = build_schedulers(graph, optimizer.optimizer)
     parameters = method.trained_parameters()
@@ -313,7 +315,7 @@ def _finish(
     runner: "Runner",
     cost: GeneratorCost | str | None,
 ) -> None:
-    """Write metrics and the trained weights, every average, and as they are."""
+    """Write metrics and the trained weights, every average, and as they are; every process calls it."""
     metrics: dict[str, Any] = {
         "updates": runner.max_iters,
         "images": runner.max_iters * runner.batch_size,
@@ -328,15 +330,17 @@ def _finish(
             "torch": torch.__version__,
             "device": str(training_device()),
         }
-    folder.write_metrics(metrics)
+    if is_main_process():
+        folder.write_metrics(metrics)
     # The exported weights come last: with them the run is complete.
     method, weights, exported = runner.method.eval(), runner.method.trained_parameters(), runner.exported_average
-    for name, average in {**runner.state.averages, RAW: None}.items():
-        if average is not exported:
-            with swapped(weights, average):
-                folder.write_artifact(graph, method, name)
-    with swapped(weights, exported):
-        folder.write_artifact(graph, method)
+    every = {**runner.state.averages, RAW: None}
+    others = {name: average for name, average in every.items() if average is not exported}
+    for name, average in {**others, None: exported}.items():
+        with swapped(weights, average):
+            state = kept_by_main(method.artifact_module.state_dict(), is_main_process())
+            if is_main_process():
+                folder.write_artifact(graph, state, name)
 
 
 def _evaluate(run: Run, tell: Callable[[str], None]) -> None:

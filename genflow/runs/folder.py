@@ -115,12 +115,11 @@ class RunFolder:
         """Write the resolved recipe, which stands alone: prerequisites are written out inside it."""
         write_text(self.recipe_file, signed(dump_yaml(graph.plain)))
 
-    def write_artifact(self, graph: ComponentGraph, method: Method, average: str | None = None) -> None:
-        """Write the weights of what the method trains (the generator's network, never the codec).
+    def write_artifact(self, graph: ComponentGraph, state: Mapping[str, Tensor], average: str | None = None) -> None:
+        """Write the weights of what a method trains (the generator's network, never the codec).
 
-        Those that only training needs are left out.
+        Those that only training needs are left out of ``state``.
         """
-        state = method.artifact_module.state_dict()
         kept = graph.build_artifact().state_dict()
         write_weights(self.weights_file(average), {name: state[name] for name in kept})
 

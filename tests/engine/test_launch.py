@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import started
+import torch
 
-from genflow.engine.distributed import find_launcher
+from genflow.engine.distributed import find_launcher, start_process_group
 from genflow.engine.lock import LOCK_FILE, working_in
 from genflow.errors import UserError
 from genflow.runs.folder import RunFolder
@@ -56,6 +57,28 @@ def test_the_launcher_is_found(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert find_launcher("auto") == expected and find_launcher("none") == "none"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "rank", "gpus", "expected"),
+    [("pytorch", 1, 2, 1), ("slurm", 3, 1, 0), ("slurm", 3, 4, 3), ("pytorch", 2, 2, None), ("slurm", 2, 2, None)],
+)
+def test_every_process_has_a_gpu_of_its_own(monkeypatch, launcher, rank, gpus, expected):
+    started_with = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", started_with.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: started_with.append(backend))
+    environment = {"RANK": rank, "WORLD_SIZE": 8, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "SLURM_PROCID": rank}
+    environment |= {"SLURM_NTASKS": 8, "SLURM_LOCALID": rank}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    if expected is None:
+        with pytest.raises(UserError, match=f"found at least {rank + 1} processes on this machine, which has 2 GPU"):
+            start_process_group(launcher)
+        return
+    start_process_group(launcher)
+    assert started_with == [torch.device("cuda", expected), "nccl"]
 
 
 def test_torchrun_without_a_launcher_trains_once(tmp_path):
