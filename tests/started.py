@@ -35,7 +35,7 @@ class Started:
     What it writes to a ``PIPE`` lies in a file and is there for :meth:`communicate` only.
     """
 
-    def __init__(self, command, cwd=None, env=None, stdout=None, stderr=None, text=False, start_new_session=False):
+    def __init__(self, command, cwd=None, env=None, stdout=None, stderr=None, text=False, process_group=None):
         python, *argv = map(str, command)
         environment = dict(os.environ if env is None else env)
         other = [name for name in _READ_AT_START if environment.get(name) != os.environ.get(name)]
@@ -44,7 +44,7 @@ class Started:
         self.args, self.returncode, self.text = command, None, text
         pipes = [where == subprocess.PIPE for where in (stdout, stderr)]
         self.outputs = [tempfile.TemporaryFile() if pipe else None for pipe in pipes]  # noqa: SIM115, communicate closes
-        request = {"argv": argv, "cwd": str(cwd or os.getcwd()), "env": environment, "session": start_new_session}
+        request = {"argv": argv, "cwd": str(cwd or os.getcwd()), "env": environment, "group": process_group}
         with tempfile.TemporaryFile() as words, open(os.devnull, "wb") as nothing:
             words.write(json.dumps(request).encode())
             words.flush()
@@ -96,34 +96,70 @@ class Started:
         self.send_signal(signal.SIGKILL)
 
 
-def run(command, processes=1, check=False, capture_output=False, timeout=600, **options):
-    """As :func:`subprocess.run`; several processes form a group, as under torchrun.
+class Group:
+    """A script in several processes that form a group, as under torchrun; pid and group are those of the first.
 
-    One that fails ends the others. The exit code is then its, and what all have written follows one after the other.
+    A process that fails ends the others. The exit code is then its, and what all have written follows one after the
+    other.
     """
+
+    def __init__(self, command, processes, env=None, **options):
+        self.args, self.members = command, []
+        for own in _variables(processes):
+            environment = {**(os.environ if env is None else env), **own}
+            group = self.members[0].pid if self.members else 0
+            self.members.append(Started(command, env=environment, process_group=group, **options))
+        self.pid = self.members[0].pid
+
+    def poll(self):
+        """The exit code; None while one runs and none has failed."""
+        codes = [process.poll() for process in self.members]
+        failed = next(filter(None, codes), None)
+        if failed is not None:
+            self.send_signal(signal.SIGTERM)
+        return failed if None in codes else failed or 0
+
+    def communicate(self, timeout=600):
+        """Wait for the end; returns what was written to either output, None where that was no ``PIPE``."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.005)
+        said = zip(*(process.communicate(60) for process in self.members), strict=True)
+        return tuple(None if None in parts else type(parts[0])().join(parts) for parts in said)
+
+    @property
+    def returncode(self):
+        """The exit code after the end."""
+        return self.poll()
+
+    def send_signal(self, number):
+        """Send it to all that run."""
+        for process in self.members:
+            process.send_signal(number)
+
+    def kill(self):
+        """Kill all."""
+        self.send_signal(signal.SIGKILL)
+
+
+def run(command, processes=1, check=False, capture_output=False, timeout=600, **options):
+    """As :func:`subprocess.run`; more than one process form a :class:`Group`."""
     if capture_output:
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    members = [{}] if processes == 1 else _group(processes)
-    environment = options.pop("env", os.environ)
-    started = [Started(command, env={**environment, **own}, **options) for own in members]
-    deadline = time.monotonic() + timeout
+    process = Started(command, **options) if processes == 1 else Group(command, processes, **options)
     try:
-        while None in (codes := [process.poll() for process in started]) and not any(codes):
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(command, timeout)
-            time.sleep(0.005)
-    finally:
-        for process in started:
-            process.send_signal(signal.SIGTERM)
-    said = zip(*(process.communicate(60) for process in started), strict=True)
-    outputs = [None if None in parts else type(parts[0])().join(parts) for parts in said]
-    code = next(filter(None, codes), 0)
-    if check and code:
-        raise subprocess.CalledProcessError(code, command, *outputs)
-    return subprocess.CompletedProcess(command, code, *outputs)
+        said = process.communicate(timeout)
+    except BaseException:
+        process.kill()
+        raise
+    if check and process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, *said)
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
-def _group(processes):
+def _variables(processes):
     """The variables that torchrun sets for every process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -182,8 +218,8 @@ def _become(files):
     with open(os.devnull, "rb") as nothing:
         for number, own in ((nothing.fileno(), 0), (files[1], 1), (files[2], 2)):
             os.dup2(number, own)
-    if request["session"]:
-        os.setsid()
+    if request["group"] is not None:
+        os.setpgid(0, request["group"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

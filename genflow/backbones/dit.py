@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT, arXiv 2212.09748) as MeanFlow uses it: conditions by adaptive layer norms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,16 @@ from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids
 from genflow.layers.patches import grid_side, unpatchify
+from genflow.layers.tangents import (
+    Pair,
+    attention_tangent,
+    checkpointed,
+    derivative,
+    gelu_tangent,
+    layer_norm_tangent,
+    linear_tangent,
+    silu_tangent,
+)
 from genflow.layers.transformer import Attention
 from genflow.ranges import Depth, NotNegative, Positive
 from genflow.registry import BACKBONES
@@ -39,16 +49,83 @@ class AdaptiveLayer(nn.Module):
         self.down = nn.Linear(4 * width, width)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, T, W) sequence and (B, 1, W) condition to (B, T, W)."""
-        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        x = x + gate * self.attention(_modulated(x, shift, scale))
-        inner = F.gelu(self.up(_modulated(x, shift_2, scale_2)), approximate="tanh")
-        return x + gate_2 * self.down(inner)
+    def forward(
+        self, x: Tensor, condition: Tensor, tangent: Tensor | None = None, moving: Tensor | None = None
+    ) -> Pair:
+        """A layer on a pair (docs/pmf.md, P8).
+
+        Args:
+            x: (B, T, W).
+            condition: (B, 1, W).
+            tangent, moving: the (n, T, W) and (n, 1, W) tangents of both; None where nothing moves.
+
+        Returns:
+            (B, T, W) and its (n, T, W) tangent.
+        """
+        rules = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        d_rules = _modulation_tangent(self.modulation, condition, moving, 6)
+
+        normed, d_normed = _modulated(x, tangent, rules[:2], d_rules[:2])
+        q, k, v = self.attention.split(self.attention.qkv(normed))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        branch = self.attention.out(self.attention.merge(attended))
+        d_branch = None
+        if tangent is not None:
+            n = len(tangent)
+            dq, dk, dv = self.attention.split(linear_tangent(self.attention.qkv, d_normed))
+            moved = attention_tangent(q[:n], k[:n], v[:n], dq, dk, dv, attended[:n])
+            d_branch = linear_tangent(self.attention.out, self.attention.merge(moved))
+        x, tangent = _gated(x, tangent, branch, d_branch, rules[2], d_rules[2])
+
+        normed, d_normed = _modulated(x, tangent, rules[3:5], d_rules[3:5])
+        inner = self.up(normed)
+        branch = self.down(F.gelu(inner, approximate="tanh"))
+        if tangent is not None:
+            d_inner = gelu_tangent(inner[: len(tangent)], linear_tangent(self.up, d_normed), "tanh")
+            d_branch = linear_tangent(self.down, d_inner)
+        return _gated(x, tangent, branch, d_branch, rules[5], d_rules[5])
+
+    @staticmethod
+    def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
+        """See :func:`genflow.layers.tangents.checkpointed`."""
+        return checkpointed(forward, compiled)
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=_EPS) * (1 + scale) + shift
+def _modulation_tangent(linear: nn.Linear, condition: Tensor, moving: Tensor | None, parts: int) -> Sequence:
+    """The tangents of what a condition says; None where it does not move."""
+    if moving is None:
+        return [None] * parts
+    return linear_tangent(linear, silu_tangent(condition[: len(moving)], moving)).chunk(parts, dim=-1)
+
+
+def _modulated(x: Tensor, tangent: Tensor | None, rules: Sequence[Tensor], d_rules: Sequence[Tensor | None]) -> Pair:
+    """A pair normalised, scaled and shifted."""
+    (shift, scale), (d_shift, d_scale) = rules, d_rules
+    normed = F.layer_norm(x, x.shape[-1:], eps=_EPS)
+    value = normed * (1 + scale) + shift
+    if tangent is None:
+        return value, None
+    with torch.no_grad():
+        n = len(tangent)
+        d_normed = layer_norm_tangent(normed[:n], x[:n], tangent, _EPS)
+        return value, d_normed * (1 + scale[:n]) + normed[:n] * d_scale + d_shift
+
+
+def _gated(
+    x: Tensor,
+    tangent: Tensor | None,
+    branch: Tensor,
+    d_branch: Tensor | None,
+    gate: Tensor,
+    d_gate: Tensor | None,
+) -> Pair:
+    """A pair plus a gated branch."""
+    value = x + gate * branch
+    if tangent is None:
+        return value, None
+    with torch.no_grad():
+        n = len(tangent)
+        return value, tangent + gate[:n] * d_branch + d_gate * branch[:n]
 
 
 @BACKBONES.register_module()
@@ -100,19 +177,51 @@ class DiT(Backbone):
         self._initialize()
 
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
-        condition.require(*self.uses, user=type(self).__name__)
         self.check_heads(heads)
+        return {"main": self._run(x, None, condition)[0]}
+
+    def directional(
+        self,
+        x: Tensor,
+        condition: Condition,
+        direction: Tensor,
+        heads: Sequence[str] = ("main",),
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        self.check_heads(heads)
+        value, moved = self._run(x, direction, condition)
+        return {"main": value}, moved
+
+    def _run(self, x: Tensor, direction: Tensor | None, condition: Condition) -> Pair:
+        condition.require(*self.uses, user=type(self).__name__)
         embedding = self.time_embedding(condition.time) + self.duration_embedding(condition.duration)
         if self.labels is not None:
             labels = torch.where(condition.labels < 0, self.num_classes, condition.labels)
             embedding = embedding + self.labels(labels)
         embedding = embedding.unsqueeze(1)
-        tokens = self.patch_embedding(x).flatten(2).mT + self.positions
+        tokens, tangent, moving = self.patch_embedding(x).flatten(2).mT + self.positions, None, None
+        if direction is not None:
+            tangent, moving = self._tangents(direction, condition.rows(slice(len(direction))))
         for layer in self.layers:
-            tokens = layer(tokens, embedding)
-        shift, scale = self.modulation(F.silu(embedding)).chunk(2, dim=-1)
-        patches = self.output(_modulated(tokens, shift, scale))
-        return {"main": unpatchify(patches, self.patch_size, self.image_shape[0])}
+            tokens, tangent = layer(tokens, embedding, tangent=tangent, moving=moving)
+        rules = self.modulation(F.silu(embedding)).chunk(2, dim=-1)
+        normed, d_normed = _modulated(
+            tokens, tangent, rules, _modulation_tangent(self.modulation, embedding, moving, 2)
+        )
+        value = self._images(self.output(normed))
+        return value, None if tangent is None else self._images(linear_tangent(self.output, d_normed))
+
+    @torch.no_grad()
+    def _tangents(self, direction: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The (n, T, W) and (n, 1, W) tangents of tokens and embedding."""
+        zero = self.patch_embedding(torch.zeros_like(direction[:1]))  # linear, but for its bias
+        clocks = ((self.time_embedding, condition.time), (self.duration_embedding, condition.duration))
+        moving = sum(derivative(embed, (at,), (torch.ones_like(at),)) for embed, at in clocks)
+        tangent = (self.patch_embedding(direction) - zero).flatten(2).mT
+        # Under autocast, too, the sequence is in the precision of its positions.
+        return tangent.to(self.positions.dtype), moving.unsqueeze(1)
+
+    def _images(self, patches: Tensor) -> Tensor:
+        return unpatchify(patches, self.patch_size, self.image_shape[0])
 
     def repeated_layers(self) -> nn.ModuleList:
         return self.layers

@@ -203,7 +203,7 @@ class PixelTransformer(Backbone):
 
     def _through(self, layers: nn.ModuleList, x: Tensor, tangent: Tensor | None) -> Pair:
         for layer in layers:
-            x, tangent = layer(x, self.angles, tangent)
+            x, tangent = layer(x, self.angles, tangent=tangent)
         return x, tangent
 
     def _finish(self, name: str, sequence: Tensor, tangent: Tensor | None) -> Pair:

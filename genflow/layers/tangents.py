@@ -47,6 +47,28 @@ def norm_tangent(norm: RMSNorm, x: Tensor, tangent: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def layer_norm_tangent(normed: Tensor, x: Tensor, tangent: Tensor, eps: float) -> Tensor:
+    """The derivative of a layer norm without gain and bias, whose value is ``normed``, at (n, ..., W) ``x``."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    inverse = (x.to(wide).var(dim=-1, correction=0, keepdim=True) + eps).rsqrt()
+    tangent, normed = tangent.to(wide), normed.to(wide)
+    along = (normed * tangent).mean(dim=-1, keepdim=True)
+    return (tangent - tangent.mean(dim=-1, keepdim=True) - normed * along) * inverse
+
+
+@torch.no_grad()
+def silu_tangent(x: Tensor, tangent: Tensor) -> Tensor:
+    """The derivative of SiLU."""
+    return torch.ops.aten.silu_backward(tangent.to(x.dtype), x)
+
+
+@torch.no_grad()
+def gelu_tangent(x: Tensor, tangent: Tensor, approximate: str = "none") -> Tensor:
+    """The derivative of GELU."""
+    return torch.ops.aten.gelu_backward(tangent.to(x.dtype), x, approximate=approximate)
+
+
+@torch.no_grad()
 def swiglu_tangent(wide: Tensor, tangent: Tensor) -> Tensor:
     """The derivative of SiLU(gate) * up at (n, ..., gate | up) ``wide``."""
     gate, up = wide.chunk(2, dim=-1)
@@ -121,23 +143,32 @@ class PairLayer(TransformerLayer):
 
     @staticmethod
     def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
-        """``forward`` without its activations, which backward computes again; the tangent is computed once.
+        """See :func:`checkpointed`."""
+        return checkpointed(forward, compiled)
 
-        A compiled layer keeps other activations with a tangent than without, so it computes both again.
-        """
 
-        def run(x: Tensor, angles: Tensor, tangent: Tensor | None = None) -> Pair:
-            kept: list[Tensor | None] = []
+def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
+    """A layer of pairs without its activations, which backward computes again; the tangent is computed once.
 
-            def value(x: Tensor) -> Tensor:
-                again = bool(kept) and not compiled
-                out, moved = forward(x, angles, None if again else tangent)
-                kept.append(moved)
-                return out
+    A compiled layer keeps other activations with a tangent than without, so it computes both again.
 
-            return checkpoint(value, x, use_reentrant=False), kept[0]
+    Args:
+        forward: of the layer; tangents are keywords, without which it gives the same value.
+        compiled: whether it is.
+    """
 
-        return run
+    def run(*inputs: Tensor, **tangents: Tensor | None) -> Pair:
+        kept: list[Tensor | None] = []
+
+        def value(*inputs: Tensor) -> Tensor:
+            again = bool(kept) and not compiled
+            out, moved = forward(*inputs, **({} if again else tangents))
+            kept.append(moved)
+            return out
+
+        return checkpoint(value, *inputs, use_reentrant=False), kept[0]
+
+    return run
 
 
 @torch.no_grad()

@@ -123,7 +123,8 @@ def train_jobs(jobs: Sequence[Job], processes: int, progress: Callable[[int, int
     _check_finished(jobs)
     done = 0
     first = [job for job in jobs if not job.needs]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["genflow.engine.train", "genflow.engine.hooks", "genflow.engine.runner"])
     # Of a group of its own each, which Ctrl-C at the terminal does not reach: the signal is passed on below, once.
     with ProcessPoolExecutor(processes, mp_context=context, initializer=os.setpgrp) as pool, _stopping():
         try:

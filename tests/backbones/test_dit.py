@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from genflow.backbones import DiT
+from genflow.backbones import DiT, dit
+from genflow.backbones.base import Backbone
 from genflow.condition import Condition
+from genflow.config.sections import TrainSection
+from genflow.engine.layers import apply_layer_settings
 
 SIZE, PATCH, WIDTH, CLASSES = 8, 4, 16, 3
 
@@ -41,7 +44,7 @@ def test_output_starts_at_zero_and_its_map_learns_first():
 def test_layers_start_as_the_identity():
     backbone, x = make_backbone(broken=False), torch.randn(4, 4, WIDTH, dtype=torch.float64)
     condition = torch.randn(4, 1, WIDTH, dtype=torch.float64)
-    assert torch.equal(backbone.layers[0](x, condition), x)
+    assert torch.equal(backbone.layers[0](x, condition)[0], x)
 
 
 def test_every_pixel_sees_every_pixel():
@@ -112,3 +115,52 @@ def test_derivative_along_the_path(count):
     assert (derivative - difference).abs().max() < 1e-7 * difference.abs().max()
     still = backbone.directional(x, condition_of(), torch.zeros_like(direction))[1]
     assert still.abs().amax(dim=(1, 2, 3)).min() > 1e-3  # times move, too
+
+
+@pytest.mark.parametrize("count", [4, 3])
+def test_carried_tangents_are_forward_mode_derivatives(count):
+    backbone, x, direction = make_backbone(), make_input(), make_input(count, seed=2)
+    outputs, moved = backbone.directional(x, condition_of(), direction)
+    plain, expected = Backbone.directional(backbone, x, condition_of(), direction)
+    assert torch.equal(outputs["main"], plain["main"])
+    assert (moved - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+def gradients_of(backbone):
+    outputs, moved = backbone.train().directional(make_input(), condition_of(), make_input(3, seed=2))
+    loss = outputs["main"].square().sum() + (outputs["main"][:3] * moved).sum()
+    return moved, torch.autograd.grad(loss, list(backbone.parameters()))
+
+
+def test_checkpointing_changes_nothing_and_computes_a_tangent_once(monkeypatch):
+    moved, expected = gradients_of(make_backbone())
+    checkpointed, tangents = make_backbone(), []
+    rule = dit.attention_tangent
+    monkeypatch.setattr(dit, "attention_tangent", lambda *inputs: tangents.append(1) or rule(*inputs))
+    apply_layer_settings(checkpointed, TrainSection(max_iters=1, checkpointing=True))
+    again, found = gradients_of(checkpointed)
+    assert torch.equal(again, moved) and len(tangents) == len(checkpointed.layers)
+    assert all(gradient.any() and torch.equal(gradient, own) for gradient, own in zip(found, expected, strict=True))
+
+
+def test_a_layer_is_one_graph_with_and_without_tangent():
+    torch._dynamo.reset()
+    layer = make_backbone().layers[0]
+    x, condition = (torch.randn(4, count, WIDTH, dtype=torch.float64) for count in (9, 1))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for tangents in ({}, {"tangent": x[:3].sin(), "moving": condition[:3].cos()}):
+        value, moved = layer(x, condition, **tangents)
+        found, found_moved = compiled(x, condition, **tangents)
+        assert torch.allclose(found, value, atol=1e-12)
+        assert (moved is None and found_moved is None) or torch.allclose(found_moved, moved, atol=1e-12)
+
+
+def test_under_autocast_the_tangent_is_close():
+    backbone, x = make_backbone().float(), make_input().float()
+    for parameter in backbone.parameters():
+        parameter.data.mul_(1 / 3)  # with large weights bfloat16 is far off, whoever differentiates
+    _, exact = backbone.directional(x, condition_of(), x[:3])
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, moved = backbone.directional(x, condition_of(), x[:3])
+        assert torch.equal(outputs["main"], backbone(x, condition_of())["main"])
+    assert (moved - exact).norm() < 0.02 * exact.norm()

@@ -23,9 +23,9 @@ def updates(work_dir):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def stop(work_dir, number, processes=1):
+def stop(work_dir, number, **more):
     """Start a run, send a signal after its second update, and wait; returns exit code and what it said."""
-    process = start_training(work_dir, options=OPTIONS, processes=processes)
+    process = start_training(work_dir, options=OPTIONS, **more)
     deadline = time.monotonic() + 120
     while updates(work_dir) < 2 and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -61,7 +61,9 @@ def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
 
 def test_every_process_ends_after_the_same_update(tmp_path):
     work_dir = tmp_path / "run"
-    _, said = stop(work_dir, signal.SIGTERM, processes=2)  # torchrun passes it on, and has an exit code of its own
+    _, said = stop(
+        work_dir, signal.SIGTERM, processes=2, torchrun=True
+    )  # torchrun passes it on, and has an exit code of its own
     done = updates(work_dir)
     assert f"after update {done}" in said and (work_dir / "checkpoints" / f"step_{done:08d}.pt").is_file()
 

@@ -1,11 +1,11 @@
 """A stalled update is said, with the process that the others wait for."""
 
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from started import run
 
 from genflow.engine.watchdog import BACKWARD, WAITING, Watchdog
 
@@ -46,8 +46,7 @@ def test_quick_updates_are_silent(capfd):
 
 def test_the_process_that_stalls_is_named(tmp_path):
     (tmp_path / "sleeping.py").write_text(SLEEPER)
-    tool, recipe = ROOT / "tools" / "train.py", ROOT / "recipes" / "itarflow_digits.yaml"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tool, recipe]
+    (tmp_path / "sleeping.yaml").write_text(f"_base_: {ROOT}/recipes/itarflow_digits.yaml\n")
     options = [
         "custom_imports=[sleeping]",
         "train_dataloader={dataset: {type: SleepingDigits}, batch_size: 8}",
@@ -55,17 +54,8 @@ def test_the_process_that_stalls_is_named(tmp_path):
         *(f"model.flow.{option}" for option in ("width=16", "head_width=8", "blocks=2", "layers=1")),
         "evaluation=null",
     ]
-    done = subprocess.run(
-        [*map(str, command), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        },
-    )
+    command = [sys.executable, ROOT / "tools" / "train.py", tmp_path / "sleeping.yaml", "--work-dir", tmp_path / "run"]
+    done = run([*command, "--cfg-options", *options], processes=2, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     stalls = re.findall(r"update (\d+) has not ended after 1 s: process (\d) of 2 is ([\w ]+)", done.stderr)
     assert stalls == [("3", "1", "waiting for data")]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from started import Started
+from started import Group, Started
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
@@ -24,13 +24,14 @@ def train_command(work_dir, *arguments, options=(), processes=1):
     return [str(word) for word in (*launch, *tool, "--cfg-options", *OPTIONS, *options)]
 
 
-def start_training(work_dir, *arguments, processes=1, **more):
-    """Start it in a session of its own, so that its whole group can be killed; what it says is in ``stderr``."""
-    start = Started if processes == 1 else subprocess.Popen
-    return start(
-        train_command(work_dir, *arguments, processes=processes, **more),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start_training(work_dir, *arguments, processes=1, torchrun=False, **more):
+    """Start it in a process group of its own, which can be killed whole; what it says is in ``stderr``.
+
+    Several processes are forked, or started by torchrun.
+    """
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    if torchrun:
+        command = train_command(work_dir, *arguments, processes=processes, **more)
+        return subprocess.Popen(command, process_group=0, **pipes)
+    command = train_command(work_dir, *arguments, **more)
+    return Started(command, process_group=0, **pipes) if processes == 1 else Group(command, processes, **pipes)
