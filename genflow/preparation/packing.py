@@ -37,8 +37,9 @@ class Reader:
         self.unreadable = unreadable
         self._pool = None
         if workers:
-            # Not by a fork, which would copy the threads' locks.
-            context = multiprocessing.get_context("spawn")
+            # Not by a fork of this process, which would copy the threads' locks.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
             self._pool = context.Pool(workers, initializer=_set_source, initargs=(source,))
 
     def __enter__(self) -> "Reader":

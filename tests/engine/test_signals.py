@@ -61,9 +61,8 @@ def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
 
 def test_every_process_ends_after_the_same_update(tmp_path):
     work_dir = tmp_path / "run"
-    _, said = stop(
-        work_dir, signal.SIGTERM, processes=2, torchrun=True
-    )  # torchrun passes it on, and has an exit code of its own
+    # torchrun passes it on, and has an exit code of its own.
+    _, said = stop(work_dir, signal.SIGTERM, processes=2, torchrun=True)
     done = updates(work_dir)
     assert f"after update {done}" in said and (work_dir / "checkpoints" / f"step_{done:08d}.pt").is_file()
 
