@@ -48,7 +48,7 @@ class ShardingSection:
 
     Args:
         over: processes that hold a copy together, best those of a node; None for all.
-        frozen: whether the layers of frozen backbones and flows are shared out as well.
+        frozen: whether the layers of frozen networks are shared out as well.
     """
 
     over: Positive | None = None
@@ -62,7 +62,7 @@ class TrainSection:
     Args:
         max_iters: optimizer updates.
         micro_batches: parts that each process splits its batch into, to save memory; the result is the same.
-        checkpointing: keep no activations inside the layers of backbones and flows, but compute them again in the
+        checkpointing: keep no activations inside the layers that networks list, but compute them again in the
             backward pass; likewise the same result.
         compile: compile these layers with torch.compile; results differ by rounding. Sampling has an option of its own.
         sharding: how several processes share out what they train; None for a copy in each.

@@ -1,6 +1,6 @@
 """The contract of feeds: what a method trains on where that is not the images of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,9 @@ class Feed:
 
     #: How many past updates' batches a resumed run pushes again before it goes on.
     replay: int = 0
+
+    #: How images may be sent from the loader's processes; None as the data set gives them.
+    stored: Callable[[Tensor], Tensor] | None = None
 
     def check(self, batch_size: int, processes: int) -> None:
         """See that rows can be made of ``batch_size`` samples per update over all ``processes``.

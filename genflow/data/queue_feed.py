@@ -1,13 +1,14 @@
 """Labels, each with real samples from a queue, in the place of a batch's images (Drifting, arXiv 2602.04770)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genflow.data.feed import Feed
-from genflow.data.sample_queue import QueueSection, SampleQueue
+from genflow.data.sample_queue import QueueSection, SampleQueue, stored
 from genflow.draws import Draws
 from genflow.errors import UserError
 
@@ -31,6 +32,7 @@ class QueueFeed(Feed):
         self.labels_per_update = labels_per_update
         self.positives = positives
         self.negatives = negatives
+        self.stored = partial(stored, storage=section.storage)
         self._newest = -1  # the last update whose images are in the queue
 
     @property

@@ -37,6 +37,14 @@ def widened(samples: Tensor) -> Tensor:
     return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
 
 
+def stored(samples: Tensor, storage: Storage) -> Tensor:
+    """Samples as a queue stores them; those that are so already stay as they are."""
+    dtype = getattr(torch, storage)
+    if dtype == torch.uint8 != samples.dtype:
+        samples = ((samples + 1) * 127.5).round_().clamp_(0, 255)
+    return samples.to(dtype)
+
+
 class RingBuffers:
     """Buffers of equal size that overwrite their oldest entries; in pinned memory where there is a GPU.
 
@@ -69,7 +77,7 @@ class RingBuffers:
         rank = torch.arange(len(buffers)) - (pushed.cumsum(0) - pushed)[buffers]
         newest = rank >= pushed[buffers] - self.size  # the others would be overwritten at once
         slots = (self.next_slot[buffers] + rank) % self.size
-        self.entries[buffers[newest], slots[newest]] = self._stored(samples[order[newest]])
+        self.entries[buffers[newest], slots[newest]] = stored(samples[order[newest]], self.storage)
         self.next_slot = (self.next_slot + pushed) % self.size
         self.filled = (self.filled + pushed).clamp(max=self.size)
 
@@ -105,11 +113,6 @@ class RingBuffers:
         flat = (buffers.unsqueeze(1) * self.size + slots).flatten()
         torch.index_select(self.entries.flatten(0, 1), 0, flat, out=gathered.view(-1, *shape[2:]))
         return gathered
-
-    def _stored(self, samples: Tensor) -> Tensor:
-        if self.storage == "uint8":
-            samples = ((samples + 1) * 127.5).round().clamp(0, 255)
-        return samples.to(self.entries.dtype)
 
     def state(self) -> dict[str, Tensor]:
         """Entries and counters, by name."""

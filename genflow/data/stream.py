@@ -1,7 +1,7 @@
 """Training data as one endless stream of samples, the same for any number of processes and after a resume."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,12 +33,20 @@ class TrainingStream(torch.utils.data.Dataset):
         dataset: what to read.
         seed: seed of the orders and of the samples' random numbers.
         global_batch: samples per update over all processes, which their draws know.
+        stored: how images are sent from the process that reads them; None as the data set gives them.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, global_batch: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        global_batch: int | None = None,
+        stored: Callable[[Tensor], Tensor] | None = None,
+    ):
         self.dataset = dataset
         self.seed = seed
         self.global_batch = global_batch
+        self.stored = stored
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -66,9 +74,12 @@ class TrainingStream(torch.utils.data.Dataset):
         numbers = torch.tensor(positions, dtype=torch.int64)
         draws = Draws(self.seed, numbers, self.global_batch)
         try:
-            return {**self.dataset.batch(self.indices(numbers), draws), "draws": draws}
+            batch = self.dataset.batch(self.indices(numbers), draws)
         except UserError as error:  # torch would wrap it in the traceback of a loader process
             return error
+        if self.stored is not None:
+            batch["images"] = self.stored(batch["images"])
+        return {**batch, "draws": draws}
 
 
 class StreamBatchSampler(Sampler[list[int]]):
@@ -129,6 +140,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    stored: Callable[[Tensor], Tensor] | None = None,
 ) -> DataLoader:
     """The endless loader of one training process; its batches are those of :class:`TrainingStream`.
 
@@ -140,12 +152,13 @@ def build_loader(
         rank: this process.
         world_size: number of processes.
         num_workers: loader processes; their number does not change the batches.
+        stored: see :class:`TrainingStream`.
 
     Raises:
         UserError: ``global_batch`` cannot be shared out equally.
     """
     return _Loader(
-        TrainingStream(dataset, seed, global_batch),
+        TrainingStream(dataset, seed, global_batch, stored),
         batch_sampler=StreamBatchSampler(start_step, global_batch, rank, world_size),
         num_workers=num_workers,
         collate_fn=_as_read,

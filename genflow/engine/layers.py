@@ -1,5 +1,6 @@
 """How the layers of networks run in training, applied from outside: ``train_cfg.compile`` and ``checkpointing``."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,18 +10,28 @@ from torch.utils.checkpoint import checkpoint
 
 from genflow.backbones.base import Backbone
 from genflow.config.sections import TrainSection
+from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
+
+#: Forms and input shapes of layers that share a class, each of which is compiled; beyond, torch would run them eagerly.
+_COMPILED_FORMS = 64
+
+
+def layered_networks(method: nn.Module) -> Iterator[Backbone | FlowTeacher | FeatureEncoder]:
+    """The networks of a method that list their layers (``repeated_layers``)."""
+    return (module for module in method.modules() if isinstance(module, Backbone | FlowTeacher | FeatureEncoder))
 
 
 def apply_layer_settings(method: nn.Module, section: TrainSection) -> None:
-    """Compile and checkpoint the layers that backbones and flows list, in place; weights keep their names."""
-    for network in method.modules():
-        if isinstance(network, Backbone | FlowTeacher):
-            for layer in network.repeated_layers():
-                if section.compile:
-                    layer.forward = torch.compile(layer.forward)
-                if section.checkpointing:
-                    _checkpoint(layer, section.compile)
+    """Compile and checkpoint the layers that networks list, in place; weights keep their names."""
+    if section.compile:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_FORMS)
+    for network in layered_networks(method):
+        for layer in network.repeated_layers():
+            if section.compile:
+                layer.forward = torch.compile(layer.forward)
+            if section.checkpointing:
+                _checkpoint(layer, section.compile)
         if isinstance(network, Backbone):
             network.compiled = section.compile
 

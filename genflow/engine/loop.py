@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from genflow.config.sections import TrainSection
 from genflow.engine.memory import telling_what_saves_memory
+from genflow.engine.prefetch import Rows, rows_of
 from genflow.engine.sharding import whole
 from genflow.engine.signals import TrainingStopped
 from genflow.engine.watchdog import BACKWARD, FORWARD, UPDATING, WAITING
@@ -102,6 +103,7 @@ class UpdateLoop(BaseLoop):
         self.epoch, self.max_epochs = 0, 1  # mmengine's hooks ask; the loop has no epochs
         self.stop_training = False
         self.asked_to_stop = False
+        self.rows: Rows | None = None
 
     @property
     def max_iters(self) -> int:
@@ -119,25 +121,45 @@ class UpdateLoop(BaseLoop):
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
-        batches = iter(self.dataloader)
-        while self.iter < self._max_iters and not self.stop_training:
-            runner.watchdog.note(self.iter, WAITING)
-            with telling_what_saves_memory(runner.batch_size, self.micro_batches):
-                batch = next(batches)
-                seed_step(self.seed, self.iter)
-                runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
-                values = self.update(batch)
-            runner.watchdog.pause()
-            runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=values)
-            self.iter += 1
-            if self.asked_to_stop and self.iter < self._max_iters:
-                raise TrainingStopped(runner.stop.number or signal.SIGTERM)
+        device = next(runner.model.parameters()).device
+        self.rows = Rows(iter(self.dataloader), self._method, device, self._max_iters - self.iter)
+        try:
+            while self.iter < self._max_iters and not self.stop_training:
+                self._run_iter()
+        finally:
+            self.rows.close()
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
 
-    def update(self, batch: dict[str, Any]) -> dict[str, float]:
+    def _run_iter(self) -> None:
+        runner = self.runner
+        runner.watchdog.note(self.iter, WAITING)
+        with telling_what_saves_memory(runner.batch_size, self.micro_batches):
+            rows = next(self.rows)
+            seed_step(self.seed, self.iter)
+            runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=rows)
+            values = self.update_on(rows)
+        runner.watchdog.pause()
+        runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=rows, outputs=values)
+        self.iter += 1
+        if self.asked_to_stop and self.iter < self._max_iters:
+            raise TrainingStopped(runner.stop.number or signal.SIGTERM)
+
+    @property
+    def _method(self) -> Method:
+        model = self.runner.model
+        return model.module if is_model_wrapper(model) else model
+
+    def update(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """One update on a batch of the data set; otherwise as :meth:`update_on`."""
+        return self.update_on(rows_of(batch, self._method, next(self.runner.model.parameters()).device))
+
+    def update_on(self, rows: Mapping[str, Any]) -> dict[str, float]:
         """One update.
+
+        Args:
+            rows: the arguments of the method's ``forward`` for the whole update, on the device.
 
         Returns:
             Every loss term and the gradient norm, means over the global batch.
@@ -145,9 +167,8 @@ class UpdateLoop(BaseLoop):
         Raises:
             TrainingDiverged: before the optimizer step, naming what is not finite.
         """
-        model, optimizer = self.runner.model, self.runner.optim_wrapper
-        method = model.module if is_model_wrapper(model) else model
-        parts = self._divide(batch, method, next(model.parameters()).device)
+        model, method, optimizer = self.runner.model, self._method, self.runner.optim_wrapper
+        parts = self._divide(rows)
         with optimizer.optim_context(method):
             parts = method.prepare(parts)
         optimizer.start_update(len(parts))
@@ -182,16 +203,12 @@ class UpdateLoop(BaseLoop):
         method.after_update()
         return values
 
-    def _divide(self, batch: dict[str, Any], method: Method, device: torch.device) -> list[dict[str, Any]]:
-        """The micro-batches of a batch, or of the rows that the method's feed makes of it, on ``device``."""
-        if method.feed is not None:
-            method.feed.push(batch)
-            batch = method.feed.rows(batch)
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        count = len(batch["labels"])
+    def _divide(self, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The micro-batches of an update."""
+        count = len(rows["labels"])
         edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
         return [
-            {name: value[start:end] for name, value in batch.items()}
+            {name: value[start:end] for name, value in rows.items()}
             for start, end in itertools.pairwise(edges)
             if start != end
         ]

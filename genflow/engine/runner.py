@@ -103,6 +103,8 @@ class Runner(MMEngineRunner):
     def save_training_state(self, step: int) -> Path:
         """Write the checkpoint after ``step`` updates; every process calls it."""
         self.state.step = step
+        if self.train_loop.rows is not None:
+            self.train_loop.rows.settle()
         return self.state.save(Path(self.work_dir))
 
     def _init_model_weights(self) -> None:

@@ -11,17 +11,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from genflow.backbones.base import Backbone
 from genflow.config.sections import ShardingSection
+from genflow.engine.layers import layered_networks
 from genflow.errors import UserError
-from genflow.flow_teachers.base import FlowTeacher
 from genflow.methods.base import Method
 
 
 def share_out(method: Method, section: ShardingSection, device: torch.device) -> None:
     """Share out a method's weights over the process group, in place; they keep their names and become DTensors.
 
-    Every layer that a backbone or flow lists is gathered for its own pass only, other trained weights for an update.
+    Every layer that a network lists is gathered for its own pass only, other trained weights for an update.
 
     Args:
         method: on ``device``; its layers compiled and checkpointed already.
@@ -32,8 +31,8 @@ def share_out(method: Method, section: ShardingSection, device: torch.device) ->
         UserError: the processes do not divide into groups of ``section.over``.
     """
     mesh = _mesh(section.over, device)
-    for network in method.modules():
-        if isinstance(network, Backbone | FlowTeacher) and (section.frozen or _is_trained(network)):
+    for network in layered_networks(method):
+        if section.frozen or _is_trained(network):
             for layer in network.repeated_layers():
                 if not isinstance(layer, FSDPModule):
                     fully_shard(layer, mesh=mesh)

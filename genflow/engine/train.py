@@ -257,6 +257,7 @@ def _build_runner(
         raise UserError(f"{checkpoint}: has done {state.step} updates, {limit}")
     rank, size = get_dist_info()
     sharing = {"rank": rank, "world_size": size, "num_workers": checked.data.num_workers}
+    sharing["stored"] = None if method.feed is None else method.feed.stored
     loader_from = partial(build_loader, checked.data.dataset, checked.data.batch_size, seed, **sharing)
     _refill(method, loader_from, state.step)
     cost = f"generator: {summarize(checked.cost)}" if checked.cost else f"{len(parameters)} trained tensors"

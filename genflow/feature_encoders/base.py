@@ -1,5 +1,6 @@
 """The contract of feature encoders."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class FeatureEncoder(nn.Module):
     weights_hint: str = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
     #: Whether its features mean something; one that a run trains is at random until weights are loaded.
     trained: bool = True
+
+    def repeated_layers(self) -> Sequence[nn.Module]:
+        """Its parts that training may compile, checkpoint or share out one by one (``train_cfg``)."""
+        return ()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map (B, C, H, W) images in [-1, 1], or samples, to ``{name: (B, tokens, channels)}``."""

@@ -106,6 +106,10 @@ class LatentMAE(MaskedEncoder):
         for name, side in sides.items():
             yield from pooled_names(name, side, side, **self.pooling)
 
+    def repeated_layers(self) -> list[nn.Module]:
+        ups = [] if self.decoder is None else self.decoder.ups
+        return [self.stem, *itertools.chain(*self.stages), *ups]
+
     def forward(self, samples: Tensor) -> dict[str, Tensor]:
         """(B, channels, H, W) samples in the generator's space to features, see above."""
         patches = self.patches(samples)

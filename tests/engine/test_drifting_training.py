@@ -6,6 +6,7 @@ import multiprocessing
 import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch.distributed as dist
 
 from genflow.config.recipe import dump_yaml
 from genflow.data.queue_feed import QueueFeed
+from genflow.engine import loop
 from genflow.engine.loop import UpdateLoop
+from genflow.engine.prefetch import Rows
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
 from genflow.runs.folder import open_run
@@ -119,16 +122,19 @@ def test_run_trains_and_samples(finished):
     assert len(generator.sample(torch.arange(10), seed=0).flatten(1).unique(dim=0)) == 10
 
 
-def test_interrupted_run_goes_on_exactly(finished, tmp_path, monkeypatch):
-    update = UpdateLoop.update
+@pytest.mark.parametrize("ahead", [False, True])
+def test_interrupted_run_goes_on_exactly(finished, tmp_path, monkeypatch, ahead):
+    """As on a GPU too, where a thread makes the rows of the next update while the present one runs."""
+    monkeypatch.setattr(loop, "Rows", partial(Rows, ahead=ahead))
+    update = UpdateLoop.update_on
 
-    def interrupted(loop, batch):
+    def interrupted(loop, rows):
         if loop.iter == 4:
             raise KeyboardInterrupt
-        return update(loop, batch)
+        return update(loop, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(UpdateLoop, "update", interrupted)
+        patch.setattr(UpdateLoop, "update_on", interrupted)
         run(tmp_path)
     assert len(scalars(tmp_path / "run")) == 4
     run(tmp_path, "auto")

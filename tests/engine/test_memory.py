@@ -30,7 +30,7 @@ def test_out_of_memory_names_batch_size_and_micro_batches(tiny_file, tmp_path, m
         r"train_cfg\.micro_batches \(2\): \S"
     )
     with monkeypatch.context() as patched, pytest.raises(UserError, match=message) as caught:
-        patched.setattr("genflow.engine.loop.UpdateLoop.update", fail)
+        patched.setattr("genflow.engine.loop.UpdateLoop.update_on", fail)
         train(tiny_file, options, None, TrainOptions(tmp_path / "run", "auto"))
     assert str(caught.value).isprintable()
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]

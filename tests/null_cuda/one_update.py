@@ -67,7 +67,7 @@ class TrueConditions(TorchFunctionMode):
 
 def _figures_read() -> str:
     """Where the loop reads an update's figures, the one place where it waits."""
-    lines, first = inspect.getsourcelines(UpdateLoop.update)
+    lines, first = inspect.getsourcelines(UpdateLoop.update_on)
     return f"loop.py:{first + next(number for number, line in enumerate(lines) if '.tolist()' in line)}"
 
 
