@@ -60,9 +60,10 @@ def start_process_group(launcher: Launcher) -> None:
 
 def _own_gpu(launcher: Launcher) -> torch.device:
     """This process's GPU; Slurm may show each task its own only."""
-    rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if launcher == "slurm" and gpus == 1:
-        return torch.device("cuda", 0)
+        os.environ["LOCAL_RANK"] = "0"  # mmengine counts among the visible ones
+    rank = int(os.environ["LOCAL_RANK"])
     if rank >= gpus:
         processes = os.environ.get("LOCAL_WORLD_SIZE", f"at least {rank + 1}")
         raise UserError(f"--launcher {launcher}: found {processes} processes on this machine, which has {gpus} GPU(s)")

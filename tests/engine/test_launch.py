@@ -78,7 +78,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch, launcher, rank, gpus, e
             start_process_group(launcher)
         return
     start_process_group(launcher)
-    assert started_with == [torch.device("cuda", expected), "nccl"]
+    assert started_with == [torch.device("cuda", expected), "nccl"] and os.environ["LOCAL_RANK"] == str(expected)
 
 
 def test_torchrun_without_a_launcher_trains_once(tmp_path):

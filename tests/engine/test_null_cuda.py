@@ -1,6 +1,7 @@
 """Recipes on a device that launches nothing: types and devices, waiting, launches, peak memory (tests/null_cuda)."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,34 @@ def test_planted_faults_are_found(environment):
         assert "planted.py" in reports[name]["error"]
     assert reports["asking"]["synchronisations"] > 1
     assert any(place.startswith("planted.py:") for place in reports["asking"]["waits"])
+
+
+def train(environment, work_dir, *options, processes=1, resume=()):
+    """The training tool, one process or several as Slurm starts them, each of which sees the one device."""
+    tool = ["tests/null_cuda/run_tool.py", "tools/train.py", "recipes/pmf_digits.yaml", "--work-dir", str(work_dir)]
+    command = [sys.executable, "-W", "ignore", *tool, *resume, "--cfg-options", "evaluation=null", *options]
+    group = {"SLURM_NTASKS": processes, "SLURM_STEP_NUM_TASKS": processes, "MASTER_ADDR": "localhost"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        group["MASTER_PORT"] = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        own = {name: str(value) for name, value in {**group, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=environment | own, cwd=ROOT, **pipes))
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, said[0][-2000:] + said[-1][-2000:]
+    assert "null device" in said[0] and (work_dir / "generator.safetensors").is_file()
+    return [json.loads(line)["step"] for line in (work_dir / "scalars.jsonl").read_text().splitlines()]
+
+
+def test_the_training_tool_from_start_to_artifact_and_on(environment, tmp_path):
+    assert train(environment, tmp_path / "run", "train_cfg.max_iters=2") == [1, 2]
+    assert train(environment, tmp_path / "run", "train_cfg.max_iters=3", resume=["--resume"]) == [1, 2, 3]
+
+
+# One update of copies: before the second, torch sends the order of gradients over the device, which keeps nothing.
+@pytest.mark.parametrize(("updates", "options"), [(1, ()), (2, ("train_cfg.sharding={}",))], ids=["copies", "shared"])
+def test_two_processes_train(environment, tmp_path, updates, options):
+    steps = train(environment, tmp_path / "run", f"train_cfg.max_iters={updates}", *options, processes=2)
+    assert steps == list(range(1, updates + 1))
