@@ -1,6 +1,7 @@
 """How the layers of networks run in training, applied from outside: ``train_cfg.compile`` and ``checkpointing``."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genflow.backbones.base import Backbone
 from genflow.config.sections import TrainSection
+from genflow.errors import UserError, reason
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
 
@@ -34,6 +36,22 @@ def apply_layer_settings(method: nn.Module, section: TrainSection) -> None:
                 _checkpoint(layer, section.compile)
         if isinstance(network, Backbone):
             network.compiled = section.compile
+
+
+@contextmanager
+def telling_of_compilation() -> Iterator[None]:
+    """Turn a failure of torch.compile into one line.
+
+    Raises:
+        UserError: in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        message = f"train_cfg.compile: torch.compile failed: {reason(error)}; train_cfg.compile=false trains without"
+        raise UserError(message) from error
 
 
 def _checkpoint(layer: nn.Module, compiled: bool) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from genflow.config.sections import TrainSection
+from genflow.engine.layers import telling_of_compilation
 from genflow.engine.memory import telling_what_saves_memory
 from genflow.engine.prefetch import Rows, rows_of
 from genflow.engine.sharding import whole
@@ -135,7 +136,7 @@ class UpdateLoop(BaseLoop):
     def _run_iter(self) -> None:
         runner = self.runner
         runner.watchdog.note(self.iter, WAITING)
-        with telling_what_saves_memory(runner.batch_size, self.micro_batches):
+        with telling_of_compilation(), telling_what_saves_memory(runner.batch_size, self.micro_batches):
             rows = next(self.rows)
             seed_step(self.seed, self.iter)
             runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=rows)

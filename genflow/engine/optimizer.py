@@ -12,17 +12,25 @@ from genflow.config.sections import OptimSection, ParamwiseSection
 from genflow.errors import UserError
 from genflow.methods.base import Method
 
+#: Optimizers whose update can be one kernel on a GPU.
+_FUSED = (torch.optim.Adam, torch.optim.SGD)
+#: Their arguments that choose how an update is computed.
+_CHOICES = {"fused", "foreach", "capturable", "differentiable"}
+
 
 def build_optimizer(section: OptimSection, method: Method) -> torch.optim.Optimizer:
     """Give the recipe's optimizer the method's trained parameters.
 
     They come in the groups that the optimizer's class makes if it makes any (``parameter_groups``), divided by what
-    ``paramwise_cfg`` says of them.
+    ``paramwise_cfg`` says of them. On a GPU an update is one kernel where the optimizer has such.
 
     Raises:
         UserError: the optimizer refuses its arguments, or a key of ``paramwise_cfg`` fits no parameter.
     """
     optimizer: Deferred = section.optimizer
+    on_gpu = any(parameter.is_cuda for parameter in method.trained_parameters().values())
+    if on_gpu and issubclass(optimizer.node.cls, _FUSED) and _CHOICES.isdisjoint(optimizer.arguments):
+        optimizer.fill("fused", True)
     own_groups = getattr(optimizer.node.cls, "parameter_groups", None)
     groups = [{"params": list(method.trained_parameters().values())}] if own_groups is None else own_groups(method)
     if section.paramwise_cfg is not None:

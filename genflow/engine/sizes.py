@@ -83,11 +83,13 @@ def _estimates(
     trained = sum(parameter.numel() for parameter in method.trained_parameters().values())
     every = _parameters(method)
     copies = 2 + len(graph.section("ema"))  # weights, gradients, averages
-    parts = graph.section("train_cfg").micro_batches * get_world_size()
+    section = graph.section("train_cfg")
+    parts = section.micro_batches * get_world_size()
+    holders = 1 if section.sharding is None else section.sharding.over or get_world_size()
     batches = (1 + _PREFETCHED * data.num_workers) * rows
     found = {
         f"train_dataloader.batch_size: found {data.batch_size}, which": batches * (sample + _POSITION),
-        f"{_largest(method, objects)}: it": (every + trained * (copies - 1)) * _FLOAT,
+        f"{_largest(method, objects)}: it": (every + trained * (copies - 1) // holders) * _FLOAT,
         **asked_for(graph, method, parts, objects),
     }
     if method.generator is not None:

@@ -17,6 +17,7 @@ from genflow.engine.layers import apply_layer_settings
 from genflow.engine.preflight import check
 from genflow.engine.train import TrainOptions, train
 from genflow.errors import UserError
+from genflow.feature_encoders.latent_mae import LatentMAE
 from genflow.field_estimators import AverageVelocity
 from genflow.registry import BACKBONES, FLOW_TEACHERS
 from genflow.time_samplers.base import Times
@@ -152,6 +153,31 @@ def test_networks_inside_a_method_are_found():
     apply_layer_settings(nn.ModuleList([nn.ModuleDict({"network": inner})]), TrainSection(1, checkpointing=True))
     assert all("forward" in vars(layer) for layer in inner.layers)
     assert not inner.compiled and build(BACKBONES, NETWORKS, "MLP", {"compile": True}).compiled
+
+
+def test_encoders_too():
+    sizes = {"channels": 2, "image_size": 8, "width": 4, "depths": (1, 2), "num_classes": 2, "decoder": True}
+    torch.manual_seed(0)
+    plain = LatentMAE(**sizes)
+    changed = copy.deepcopy(plain)
+    apply_layer_settings(changed, TrainSection(1, checkpointing=True, compile=True))
+    assert [len(list(net.repeated_layers())) for net in (plain, changed)] == [1 + 3 + 2] * 2
+    patches, results = plain.patches(numbers(1, (2, 8, 8)).float()), []
+    for net in (plain.train(), changed.train()):
+        filled, logits = net.reconstruct(patches)
+        (filled.square().sum() + logits.sum()).backward()
+        results.append([filled, logits, *(parameter.grad for parameter in net.parameters())])
+    assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(*results, strict=True))
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch, tmp_path, tiny_file):
+    def backend(graph, inputs):
+        raise RuntimeError("no C compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=backend))
+    message = r"^train_cfg\.compile: torch\.compile failed: .*no C compiler.*; train_cfg\.compile=false trains without$"
+    with pytest.raises(UserError, match=message):
+        train(tiny_file, ["train_cfg.compile=true"], options=TrainOptions(tmp_path / "run"))
 
 
 def test_training_with_both_gives_the_same_run(tmp_path, tiny_recipe):

@@ -128,6 +128,7 @@ def imagenet(tmp_path):
         "train_dataloader.batch_size": 4,
         "train_dataloader.num_workers": 1,
         "train_cfg.max_iters": 2,
+        "train_cfg.compile": False,
         "default_hooks.samples": {"per_class": 1, "classes": 2},
     }
     flow = {"image_size": 4, "width": 16, "head_width": 8, "blocks": 2, "layers": 1, "prefix_tokens": 2}

@@ -22,6 +22,7 @@ RECIPES = ROOT / "recipes"
 SIDE, CLASSES = 16, 10
 COMMON = [
     "train_cfg.max_iters=3",
+    "train_cfg.compile=false",
     "train_dataloader.batch_size=20",
     "train_dataloader.num_workers=0",
     "default_hooks.samples={per_class: 1, classes: 2}",
