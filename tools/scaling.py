@@ -27,6 +27,12 @@ def main() -> None:
         "--share", type=float, default=0.35, help="what networks reach of the rate in bfloat16 (default: 0.35)"
     )
     parser.add_argument(
+        "--launch",
+        type=float,
+        default=5.0,
+        help="microseconds in which the host starts an operator; 0 for captured or compiled graphs (default: 5)",
+    )
+    parser.add_argument(
         "--recipe-gpus",
         type=int,
         default=8,
@@ -41,6 +47,8 @@ def main() -> None:
             parser.error(f"--{name}: found {count}, expected a number above 0")
     if not 0 < arguments.share <= 1:
         parser.error(f"--share: found {arguments.share}, expected a number above 0 and at most 1")
+    if not 0 <= arguments.launch <= 1e6:
+        parser.error(f"--launch: found {arguments.launch}, expected 0 to 1,000,000 microseconds")
     check_json(arguments.json, arguments.overwrite)
 
     from genflow.analysis.scaling import Machine, estimate, sharded_traffic
@@ -48,7 +56,7 @@ def main() -> None:
     from genflow.engine.update_cost import count_updates
     from genflow.weights import write_text
 
-    machine = Machine(reduced_share=arguments.share)
+    machine = Machine(reduced_share=arguments.share, launch=1e-6 * arguments.launch)
     records, refused = [], []
     with progress_bar("counting") as bar:
         for path in bar.track(arguments.recipes):
@@ -90,23 +98,24 @@ def _times(records: list[dict]) -> Table:
             record["recipe"],
             str(record["gpus"]),
             f"{record['parts']} x {record['rows'] / record['parts']:g}",
-            f"{reduced / 1e12:.3g}",
-            f"{full / 1e12:.2g}",
-            _milliseconds(record["networks"]) + (" host" if record["host_bound"] else ""),
-            *(_milliseconds(record[name]) for name in ("communication", "exposed", "fixed", "seconds")),
+            *(_figure(macs / 1e12) for macs in (reduced, full)),
+            _figure(1e3 * record["networks"]) + (" host" if record["host_bound"] else ""),
+            *(_figure(1e3 * record[name]) for name in ("communication", "exposed", "fixed", "seconds")),
             f"{100 * efficiency:.0f} %",
             f"{record['hours']:,.1f}",
         )
     return table
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:,.0f}" if seconds >= 0.01 else f"{1e3 * seconds:.1f}"
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bytes(records: list[dict]) -> Table:
-    columns = "recipe|GPUs|M parameters|bytes each|GB|frozen GB|sent: DDP|sharded fp32|bf16|hybrid within|between"
-    table = _table("one process; what stays in its memory, and GB that it sends in an update", columns.split("|"))
+    columns = "recipe|GPUs|M parameters|bytes each|GB|frozen|DDP|full, fp32|full, bf16|hybrid in|hybrid out"
+    title = "one process; GB in its memory, and GB that it sends in an update: under DDP, fully sharded with weights "
+    title += "in fp32 or bf16, hybrid in bf16 within and out of its node"
+    table = _table(title, columns.split("|"))
     for record in records:
         resident = dict(record["resident"])
         frozen, sharded = resident.pop("frozen"), record["sharded"]
@@ -119,7 +128,7 @@ def _bytes(records: list[dict]) -> Table:
             f"{trained / record['parameters']:.1f}",
             f"{trained / 1e9:.2f}",
             f"{frozen / 1e9:.2f}",
-            *(f"{size / 1e9:.3g}" for size in sent),
+            *(_figure(size / 1e9) for size in sent),
         )
     return table
 

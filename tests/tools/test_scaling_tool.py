@@ -40,6 +40,7 @@ def test_tables_and_figures(here, monkeypatch, capfd):
     [
         (["--gpus", "8", "0"], "--gpus: found 0"),
         (["--share", "1.5"], "--share: found 1.5"),
+        (["--launch", "nan"], "--launch: found nan"),
         (["--recipe-gpus", "-1"], "--recipe-gpus: found -1"),
         (["--cfg-options", "model.backbone.widht=3"], "model.backbone.widht: MLP has no argument"),
     ],
