@@ -1,6 +1,7 @@
 """The generator of Drifting (arXiv 2602.04770): a LightningDiT (2501.01423) with random style codes instead of time."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -50,7 +51,7 @@ class SplitRotaryAttention(Attention):
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
         if turns is not None:
             q, k = rotate_halves(q, turns), rotate_halves(k, turns)
-        with full_precision(x.device):  # in the precision of q, k and v
+        with full_precision(x.device) if self.precise else nullcontext():
             out = F.scaled_dot_product_attention(q, k, v)
         return self.out(self.merge(out))
 

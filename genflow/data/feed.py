@@ -37,6 +37,15 @@ class Feed:
         """
         raise NotImplementedError
 
+    def rows_on_meta(self, image_shape: tuple[int, ...], processes: int) -> dict[str, Tensor]:
+        """What :meth:`rows` returns in one of so many processes, without ``draws`` and without numbers, for counting.
+
+        Args:
+            image_shape: (C, H, W) of a sample of the data set.
+            processes: that share an update.
+        """
+        raise NotImplementedError
+
     def state(self) -> dict[str, Tensor] | None:
         """What to save beside a checkpoint; None for nothing."""
         return None

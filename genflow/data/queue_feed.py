@@ -73,6 +73,15 @@ class QueueFeed(Feed):
             rows["negatives"] = self.queue.overall(self.negatives, groups)
         return rows
 
+    def rows_on_meta(self, image_shape: tuple[int, ...], processes: int) -> dict[str, Tensor]:
+        share, storage = self.labels_per_update // processes, getattr(torch, self.section.storage)
+
+        def samples(count: int) -> Tensor:
+            return torch.empty(share, count, *image_shape, dtype=storage, device="meta")
+
+        rows = {"images": samples(self.positives), "labels": torch.empty(share, dtype=torch.int64, device="meta")}
+        return rows | {"negatives": samples(self.negatives)} if self.negatives else rows
+
     def state(self) -> dict[str, Tensor] | None:
         if self.section.resume == "refill":
             return None

@@ -3,13 +3,30 @@
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 
+_off_on_meta = ContextVar("autocast is off on the meta device", default=False)
+
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Switch autocast off on ``device``; the meta device, where nothing is computed, has none."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Switch autocast off on ``device``; on the meta device, which has none, only note it for those who count."""
+    return _noted() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    token = _off_on_meta.set(True)
+    try:
+        yield
+    finally:
+        _off_on_meta.reset(token)
+
+
+def is_full_precision() -> bool:
+    """Whether :func:`full_precision` stands around the present arithmetic of the meta device."""
+    return _off_on_meta.get()
 
 
 @contextlib.contextmanager

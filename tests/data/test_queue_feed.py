@@ -52,6 +52,18 @@ def test_rows_of_an_update():
     assert rows["draws"].positions.tolist() == [6, 7, 8]  # the third update's
 
 
+@pytest.mark.parametrize(("negatives", "storage"), [(NEGATIVES, "uint8"), (0, "float32")])
+def test_rows_without_numbers_have_the_shapes_of_rows(negatives, storage):
+    feed = build(labels=4, negatives=negatives, storage=storage)
+    rows = prepared(feed, processes=2)
+    del rows["draws"]
+    without = feed.rows_on_meta(SHAPE, 2)
+    assert all(value.is_meta for value in without.values())
+    assert {name: (value.shape, value.dtype) for name, value in without.items()} == {
+        name: (value.shape, value.dtype) for name, value in rows.items()
+    }
+
+
 def test_labels_are_those_of_different_images_of_the_batch():
     feed, chosen = build(labels=BATCH), []
     for update in range(3):

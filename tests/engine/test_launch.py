@@ -121,6 +121,37 @@ def test_the_lock_of_a_dead_process_does_not_hold(tmp_path):
     assert not (work_dir / LOCK_FILE).exists() and (work_dir / "recipe.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("job", "count", "held"),
+    [("7", "1", True), ("7", "2", False), ("8", "2", True), (None, None, True)],
+    ids=["the same start", "requeued", "another job", "no job"],
+)
+def test_the_lock_of_an_earlier_start_of_a_job_does_not_hold(tmp_path, monkeypatch, job, count, held):
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with working_in(folder):
+        left = {path.name: path.read_text() for path in folder.path.iterdir()}
+    assert not folder.path.exists() and len(left) == 2
+    folder.path.mkdir()
+    process, _, *rest = left[LOCK_FILE].split("\n")
+    left[LOCK_FILE] = "\n".join([process, "elsewhere", *rest])
+    for name, text in left.items():
+        (folder.path / name).write_text(text)
+    for name, value in {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": count}.items():
+        monkeypatch.delenv(name)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    if held:
+        with pytest.raises(UserError, match=f"process {process} on elsewhere trains in it"), working_in(folder):
+            pass
+        assert len(list(folder.path.iterdir())) == 2
+    else:
+        with working_in(folder):
+            assert "elsewhere" not in (folder.path / LOCK_FILE).read_text()
+        assert not list(folder.path.iterdir())
+
+
 def test_two_runs_share_the_prerequisite_that_one_of_them_trains(tmp_path):
     teacher = "prerequisites.teacher.recipe"
     options = [
