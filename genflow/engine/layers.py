@@ -50,7 +50,8 @@ def telling_of_compilation() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
-        message = f"train_cfg.compile: torch.compile failed: {reason(error)}; train_cfg.compile=false trains without"
+        cause = getattr(error, "inner_exception", error)
+        message = f"train_cfg.compile: torch.compile failed: {reason(cause)}; train_cfg.compile=false trains without"
         raise UserError(message) from error
 
 
