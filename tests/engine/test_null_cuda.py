@@ -54,7 +54,9 @@ def check(report):
 
 @pytest.fixture(scope="module")
 def of_imagenet(environment):
-    return updates(environment, CEILINGS, "--processes", "8", "--updates", "1", "--no-sample")
+    # Not compiled, which takes minutes for each.
+    settings = ("--no-sample", "--cfg-options", "train_cfg.compile=false")
+    return updates(environment, CEILINGS, "--processes", "8", "--updates", "1", *settings)
 
 
 @pytest.mark.parametrize("name", CEILINGS)
