@@ -140,15 +140,20 @@ def _draw(tensor: Tensor, draw: partial) -> None:
     draw.func(tensor, *draw.args, **draw.keywords)
 
 
-def random_training(graph: ComponentGraph, device: torch.device) -> Method:
-    """The method of a recipe as a training builds it, on ``device``, in training mode.
+def made_up_method(graph: ComponentGraph, device: torch.device, for_training: bool = True) -> Method:
+    """The method of a recipe on ``device``, in training mode.
 
     Prerequisites, and encoders and codecs whose files are not given, have random weights.
+
+    Args:
+        graph: the recipe.
+        device: where to put it.
+        for_training: as in :meth:`~genflow.config.graph.ComponentGraph.build`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with drawn_on(device) as networks:
-            method: Method = graph.build(partial(_random_artifact, graph))
+            method: Method = graph.build(partial(_random_artifact, graph), for_training=for_training)
             for module in method.modules():
                 if isinstance(module, Codec) and not module.can_decode:
                     module.randomize()
@@ -185,7 +190,7 @@ class Updating:
     def __init__(self, graph: ComponentGraph, device: torch.device):
         section, optim = graph.section("train_cfg"), graph.section("optim_wrapper")
         data = graph.section("train_dataloader")
-        self.method = random_training(graph, device)
+        self.method = made_up_method(graph, device)
         apply_layer_settings(self.method, section)
         self.optimizer = AutocastOptimWrapper(
             build_optimizer(optim, self.method), optim.precision, optim.clip_grad_norm
