@@ -31,6 +31,8 @@ Tick = Callable[[str, float, float], None]
 REPORT, PAGE, LOGS = "suite.json", "suite.md", "logs"
 #: Seconds between two looks at a process.
 _LOOK = 0.2
+#: What Python runs as the process of an entry.
+PROCESS = ("-m", "genflow.benchmarks.suite_entry")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Report:
 
         Args:
             name: of the entry.
-            result: ``state``, and what :func:`launch` returns.
+            result: what :func:`launch_entry` returns, and ``seconds``.
 
         Raises:
             UserError: it comes from another machine than the report; nothing is written.
@@ -148,7 +150,7 @@ def run_suite(
         tell: gets a line after every entry.
         tick: see :data:`Tick`.
         again: entries that a resumed suite measures though they have failed, or been skipped, before.
-        launch: measures an entry; None for :func:`launch`.
+        launch: measures an entry; None for :func:`launch_entry`.
 
     Returns:
         the report, which is on disk.
@@ -201,7 +203,7 @@ def launch_entry(
             "folder": str(Path(folder).absolute()),
             "seconds": seconds,
         }
-        command = [sys.executable, "-m", "genflow.benchmarks.suite_entry", json.dumps(given)]
+        command = [sys.executable, *PROCESS, json.dumps(given)]
         with open(log, "wb") as output, _started(command, output) as process:
             ended = _wait(process, seconds, look)
         file = Path(folder) / RESULT

@@ -30,7 +30,7 @@ class Entry:
     @property
     def limit(self) -> float:
         """Seconds after which its process is ended; a first start from a cold disk is in it."""
-        return 120 + 3 * self.seconds
+        return 90 + 2 * self.seconds
 
 
 def _update(recipe: str, seconds: float, compile: bool = False, processes: int = 8) -> Entry:
@@ -59,18 +59,18 @@ _STEP = {"recipe": _PMF, "batch": 16, "precision": "bfloat16", "repeats": 5}
 FULL = (
     _part("hardware", "hardware", 20),
     _update(_PMF, 40),
-    _update(_PMF, 120, compile=True),
     _update(_BIFLOW, 45),
     _update(_ABLATION, 40),
+    _update(_PMF, 120, compile=True),
     _part("inverse-biflow_b2_imagenet", "inverse", 100, recipe=_BIFLOW, **_INVERSE),
     _part("inverse-biflow_xl2_imagenet", "inverse", 150, recipe="biflow_xl2_imagenet", **_INVERSE),
     _update("itarflow_b2_imagenet", 25),
-    _update("drift_b2_imagenet", 60),
+    _update("drift_b2_imagenet", 75),
     _update("meanflow_b2_imagenet", 25),
     _update("imf_b2_imagenet", 25),
     _update("jit_b16_imagenet256", 25),
     _update("mae_latent_256", 30),
-    _update("drift_b16_imagenet_pixels", 90),
+    _update("drift_b16_imagenet_pixels", 80, processes=64),
     _part("drift-loss", "drift_loss", 30, recipe=_ABLATION, overrides=_OF_EIGHT, repeats=3),
     _part("train-step", "train_step", 40, **_STEP),
     _part("muon-pmf_b16_imagenet256", "muon", 25, recipe=_PMF, overrides=["model.perceptual=null"]),
@@ -94,7 +94,6 @@ FULL = (
             "imf_b2_imagenet",
             "meanflow_b2_imagenet",
             "drift_b2_imagenet",
-            "drift_b16_imagenet_pixels",
         )
     ),
     _part("muon-pmf_l16_imagenet256", "muon", 40, recipe="pmf_l16_imagenet256", overrides=["model.perceptual=null"]),

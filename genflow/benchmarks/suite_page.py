@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from genflow.benchmarks.suite_goals import goals
+from genflow.errors import reason
 
 Rows = Iterable[Sequence[object]]
 
@@ -16,20 +17,30 @@ def suite_page(report: dict[str, Any]) -> str:
     """
     parts = [f"# Measured by the suite ({report['suite']} size)", _machine(report)]
     if report["suite"] == "full":
-        parts.append(_section("Goals", ("goal", "measured", "reached"), goals(report)))
-    figures = {name: entry.get("figures", {}) for name, entry in report["entries"].items()}
-    parts += [make(list(figures.values())) for make in _SECTIONS]
+        parts.append(_shown(_goals, report))
+    figures = [entry.get("figures", {}) for entry in report["entries"].values()]
+    parts += [_shown(make, figures) for make in _SECTIONS]
     parts.append(_section("Not measured", ("entry", "state", "why"), _not_measured(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _shown(make: Callable[[Any], str], given: Any) -> str:
+    """A section; if its figures are of a form that nobody has thought of, a line that says so: others do not suffer."""
+    try:
+        return make(given)
+    except Exception as error:
+        return f"Section {make.__name__.strip('_').replace('_', ' ')}: cannot be shown: {reason(error)}"
+
+
+def _goals(report: dict[str, Any]) -> str:
+    return _section("Goals", ("goal", "measured", "reached"), goals(report))
 
 
 def _machine(report: dict[str, Any]) -> str:
     hardware, versions = report["hardware"], report["versions"]
     gpu = hardware.get("gpu")
     where = [f"{gpu}, {_gib(hardware['gpu_memory'])} GiB"] if gpu else []
-    where.append(
-        f"{hardware.get('cpu', 'unknown CPU')}, {hardware.get('cores')} cores, {hardware.get('threads')} threads"
-    )
+    where.append(f"{hardware.get('cpu', 'unknown CPU')}, {hardware.get('threads')} threads")
     where += [f"{name} {value}" for name, value in versions.items()]
     what = "made-up data; random weights in the place of files; medians (lowest to highest)"
     return f"`python tools/benchmark.py suite`; {what}. {'; '.join(where)}."

@@ -21,6 +21,9 @@ from genflow.benchmarks.work import NothingToMeasure, Work
 from genflow.draws import Draws
 from genflow.engine.optimizer import build_optimizer
 
+#: Seconds for the timed updates of an optimizer.
+_TIMED = 3.0
+
 
 def measure_hardware(work: Work) -> None:
     """Keep ``matrix_rates``: multiply-adds per second of a square product by type; TF32 on a GPU only."""
@@ -102,7 +105,7 @@ def measure_muon(work: Work, recipe: str, overrides: Sequence[str] = ()) -> None
             group["lr"] = 1e-9
         with ExecutedMacs() as executed:
             optimizer.step()
-        timed = spread(repeated(optimizer.step, 3.0, synchronise))
+        timed = spread(repeated(optimizer.step, _TIMED, synchronise))
         rate = matrix_rate(work.device, getattr(torch, precision))
         share = executed.total / rate / timed["seconds"]
         parameters = sum(parameter.numel() for parameter in method.trained_parameters().values())

@@ -24,6 +24,9 @@ from genflow.generators.base import Generator
 from genflow.inference.accelerate import accelerate
 from genflow.runs.folder import RunFolder
 
+#: Seconds for the timed runs of one computation.
+_TIMED = 3.0
+
 
 def measure_sampling(
     work: Work,
@@ -72,8 +75,8 @@ def _of_batch(generator: Generator, batch: int, synchronise: Callable[[], None])
     samples = sample()  # compiles
     synchronise()
     first = time.perf_counter() - start
-    sampling = spread(repeated(sample, 3.0, synchronise, warmup=2, most=50))
-    decoding = spread(repeated(partial(_decode, generator, samples), 3.0, synchronise))["seconds"]
+    sampling = spread(repeated(sample, _TIMED, synchronise, warmup=2, most=50))
+    decoding = spread(repeated(partial(_decode, generator, samples), _TIMED, synchronise))["seconds"]
     return {
         "batch": batch,
         **sampling,
