@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import json
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages load ends without a traceback
@@ -20,10 +22,13 @@ BENCHMARKS = {
     "data": ("data", "DataOptions", "benchmark_data", "data_table"),
 }
 PRECISIONS = ["float32", "bfloat16"]
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.benchmark == "suite":
+        sys.exit(run_suite(arguments))
 
     check_json(arguments.json, arguments.overwrite)
 
@@ -108,13 +113,39 @@ def parse() -> argparse.Namespace:
     data.add_argument("--packed", type=int, default=2000, metavar="N", help="packed pictures (default: 2000, 393 MB)")
     data.add_argument("--latents", type=int, default=20_000, metavar="N", help="latents (default: 20000, 655 MB)")
     data.add_argument("--batch", type=int, default=256, metavar="N", help="of packed ones (default: 256)")
+    _add_suite(commands)
     return parser.parse_args()
 
 
-def _command(prog: str, description: str, example: str, of_recipe: bool = True, **_: Any) -> Parser:
-    """The parser of one benchmark, with the options that all of them share, or all that measure a recipe."""
+def _add_suite(commands: Any) -> None:
+    suite = commands.add_parser(
+        "suite",
+        help="everything that a GPU has to be asked for, within minutes, as one report",
+        description="Measure updates, sampling, both inverses and their parts, each in a process of its own, the most "
+        "important first, as long as there is time. What fails is a line of the report, and the suite goes on.",
+        example="python tools/benchmark.py suite --minutes 20 --out work_dirs/benchmark_suite",
+        timed=False,
+    )
+    suite.add_argument("--minutes", type=float, default=20.0, metavar="N", help="in all (default: 20)")
+    suite.add_argument("--only", nargs="+", metavar="NAME", help="these entries (a wrong name lists them)")
+    suite.add_argument("--small", action="store_true", help="a size for a CPU (default without a GPU)")
+    suite.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    suite.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark_suite"),
+        help="folder for suite.json, suite.md and logs (default: work_dirs/benchmark_suite)",
+    )
+    suite.add_argument("--overwrite", action="store_true", help="replace the report that is there")
+    suite.add_argument("--resume", action="store_true", help="go on with the report: entries that it lacks")
+
+
+def _command(prog: str, description: str, example: str, of_recipe: bool = True, timed: bool = True, **_: Any) -> Parser:
+    """The parser of one benchmark, with the options that all timed ones share, or all that measure a recipe."""
     parser = Parser(description, example)
     parser.prog = prog
+    if not timed:
+        return parser
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
     parser.add_json("write the figures, every run, hardware and versions")
     if of_recipe:
@@ -135,6 +166,37 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         task = bar.add_task("", total=options.runs)
         report = measure(*inputs, lambda: bar.advance(task))
     return report, make_table(report)
+
+
+def run_suite(arguments: argparse.Namespace) -> int:
+    """Measure the suite; returns the exit code, 1 if an entry failed."""
+    from genflow.benchmarks import suite
+    from genflow.benchmarks.suite_entries import entries
+
+    on_gpu = arguments.device.startswith("cuda")
+    size = "full" if on_gpu and not arguments.small else "small"
+    plan = entries(size, arguments.only)
+    places = {"out": arguments.out, "recipes": RECIPES, "size": size, "device": arguments.device}
+    choices = {name: getattr(arguments, name) for name in ("minutes", "overwrite", "resume")}
+    options = suite.SuiteOptions(**places, **choices)
+    if not (on_gpu or arguments.small):
+        print("there is no GPU: the small suite, as with --small")
+    with progress_bar("{task.description}") as bar:
+        task = bar.add_task("", total=sum(entry.seconds for entry in plan))
+
+        def tick(name: str, done: float, total: float) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        report = suite.run_suite(plan, options, tell, tick, again=arguments.only or ())
+    states = [report.state(entry.name) for entry in plan]
+    counts = {state: states.count(state) for state in ("done", "failed", "skipped", "left out")}
+    print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    print(f"{arguments.out / suite.PAGE} and {suite.REPORT}; what the entries printed: {arguments.out / suite.LOGS}")
+    return 1 if counts["failed"] else 0
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def describe_machine(report: dict[str, Any]) -> str:

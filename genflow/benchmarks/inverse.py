@@ -96,6 +96,7 @@ def benchmark_inverse(
     options: InverseOptions,
     overrides: Sequence[str] = (),
     advance: Callable[[], None] = lambda: None,
+    found: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> dict[str, Any]:
     """Time both ways back from the same noise and labels.
 
@@ -104,6 +105,7 @@ def benchmark_inverse(
         options: how.
         overrides: ``key=value`` entries for a recipe.
         advance: called after every one of the ``options.runs`` runs.
+        found: called with the entry of every batch size, once it is there.
 
     Returns:
         A benchmark's record (:func:`genflow.benchmarks.timing.record`), with ``batches``, one entry per batch
@@ -130,6 +132,7 @@ def benchmark_inverse(
         entry = _time_batch(one_pass, exact, batch, options, advance)
         per_second = macs / entry["a"]
         batches.append(entry | {"macs_per_second": per_second, "share_of_matrix_rate": per_second / rate})
+        found(batches[-1])
         if options.compile:  # one compiled network per batch size would soon be too many
             torch.compiler.reset()
     return record(

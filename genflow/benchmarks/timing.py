@@ -7,7 +7,9 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -82,6 +84,90 @@ def interleaved(
                 times.append(time.perf_counter() - start)
             advance()
     return seconds
+
+
+def repeated(
+    run: Callable[..., Any],
+    seconds: float,
+    synchronise: Callable[[], None] = lambda: None,
+    prepare: Callable[[], tuple] = tuple,
+    warmup: int = 1,
+    least: int = 3,
+    most: int = 20,
+) -> list[float]:
+    """Time a computation again and again, as long as there is time.
+
+    Args:
+        run: what to time.
+        seconds: after which no more runs are begun, once there are ``least``.
+        synchronise: as in :func:`interleaved`.
+        prepare: makes the arguments of a run, which is not timed.
+        warmup: runs before that are not timed, nor counted among ``seconds``.
+        least, most: timed runs.
+
+    Returns:
+        Seconds of each.
+    """
+    times: list[float] = []
+    for _ in range(warmup):
+        run(*prepare())
+    began = time.perf_counter()
+    while len(times) < least or (len(times) < most and time.perf_counter() - began < seconds):
+        arguments = prepare()
+        synchronise()
+        start = time.perf_counter()
+        run(*arguments)
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def spread(times: Sequence[float]) -> dict[str, float]:
+    """``seconds``, the median of runs, with ``low``, ``high`` and the number of ``runs``."""
+    return {"seconds": statistics.median(times), "low": min(times), "high": max(times), "runs": len(times)}
+
+
+class Clock:
+    """Seconds that parts of a computation take, the device waited for before and after each of their calls.
+
+    Args:
+        synchronise: waits for the device.
+
+    Attributes:
+        seconds: {part: seconds of all calls}; a call within another of the same part is in that one's.
+    """
+
+    def __init__(self, synchronise: Callable[[], None]):
+        self._synchronise = synchronise
+        self._running: set[str] = set()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def watching(self, part: str, owner: Any, name: str) -> Iterator[None]:
+        """Time the calls of a function of a module, class or object, as a part."""
+        own, original = name in vars(owner), getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            if part in self._running:
+                return original(*arguments, **options)
+            self._running.add(part)
+            self._synchronise()
+            start = time.perf_counter()
+            try:
+                return original(*arguments, **options)
+            finally:
+                self._synchronise()
+                self.seconds[part] += time.perf_counter() - start
+                self._running.discard(part)
+
+        setattr(owner, name, timed)
+        try:
+            yield
+        finally:
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
 
 
 def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:

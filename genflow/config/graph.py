@@ -23,8 +23,8 @@ from genflow.config.slots import Mismatch, Node, Reference, Section
 from genflow.errors import UserError, nearest, shown
 from genflow.weights import check_state
 
-#: Given the name of a prerequisite, returns the weights of its artifact.
-WeightLoader = Callable[[str], Mapping[str, Tensor]]
+#: Given the name of a prerequisite, returns the weights of its artifact, or the artifact itself.
+WeightLoader = Callable[[str], Mapping[str, Tensor] | nn.Module]
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,9 @@ class ComponentGraph:
                 return make(self.components[reference.name])
             path = f"prerequisites.{reference.name}"
             if path not in objects:
-                state = None if weights is None else weights(reference.name)
-                objects[path] = self.prerequisites[reference.name].graph.build_artifact(state)
+                given = None if weights is None else weights(reference.name)
+                build = self.prerequisites[reference.name].graph.build_artifact
+                objects[path] = given if isinstance(given, nn.Module) else build(given)
             return objects[path]
 
         try:

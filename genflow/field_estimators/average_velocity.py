@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from genflow.backbones.base import Backbone
 from genflow.condition import Condition
@@ -146,9 +149,22 @@ class AverageVelocity(VelocityEstimator):
 
         rest = len(z) - count
         along = (torch.cat([tangent, tangent.new_zeros(rest, *z.shape[1:])]), torch.ones_like(times.t))
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _AttentionAsGiven():
             _, moved, velocities = torch.func.jvp(average, (z, times.t), along, has_aux=True)
         return velocities, moved[:count].detach()
+
+
+class _AttentionAsGiven(TorchFunctionMode):
+    """Attention out of autocast's reach, which has cast its inputs already.
+
+    Under a derivative autocast would reach the softmax inside of it as well, and give it gradients of another type than
+    its output, which CUDA refuses.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
+        alone = function is functional.scaled_dot_product_attention
+        with full_precision(arguments[0].device) if alone else nullcontext():
+            return function(*arguments, **(options or {}))
 
 
 def _coefficients(preconditioner: str, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,12 @@ def test_digits_do_not_wait(environment):
         assert sum(report.get("sample_waits", {}).values()) <= 2, report["sample_waits"]
 
 
+def test_the_plain_derivative_of_mean_flow_keeps_its_types(environment):
+    options = ("model.field.derivative=with_graph", "optim_wrapper.precision=bfloat16")
+    report = updates(environment, ["pmf_digits"], "--no-sample", "--updates", "1", "--cfg-options", *options)
+    assert "error" not in report["pmf_digits"], report["pmf_digits"]["error"]
+
+
 def test_planted_faults_are_found(environment):
     reports = updates(environment, ("on_cpu", "not_moved", "asking"), "--import", "planted", folder="tests/null_cuda")
     for name in ("on_cpu", "not_moved"):

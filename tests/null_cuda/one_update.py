@@ -1,8 +1,8 @@
 """Updates and a sampling of a recipe on the null device, which this process must have been started with.
 
 Prints a JSON line for each recipe: launches and synchronisations of the last update, where these come from, peak
-memory, launches of a sampling. Weights are zeros that nobody reads, data are zeros, and convolutions take torch's own
-kernels, not cuDNN's.
+memory, launches of a sampling. Weights and data on the device are zeros, and convolutions take torch's own kernels, not
+cuDNN's.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,35 +25,10 @@ from torch.overrides import TorchFunctionMode
 torch.cuda.is_available = lambda: True
 
 import genflow  # noqa: E402
-from genflow.codecs.base import Codec  # noqa: E402
-from genflow.config.graph import ComponentGraph  # noqa: E402
-from genflow.config.recipe import load_recipe  # noqa: E402
-from genflow.data.base import Dataset  # noqa: E402
-from genflow.data.stream import build_loader  # noqa: E402
-from genflow.draws import Draws  # noqa: E402
-from genflow.engine.averages import WeightAverage  # noqa: E402
-from genflow.engine.layers import apply_layer_settings  # noqa: E402
-from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop  # noqa: E402
-from genflow.engine.optimizer import build_optimizer  # noqa: E402
-from genflow.feature_encoders.base import FeatureEncoder  # noqa: E402
-from genflow.registry import DATASETS  # noqa: E402
+from genflow.benchmarks.updates import Updating, load_share  # noqa: E402
+from genflow.engine.loop import UpdateLoop  # noqa: E402
 
 _OURS = (str(Path(genflow.__file__).parent), str(Path(__file__).with_name("planted.py")))
-
-
-@DATASETS.register_module()
-class Blank(Dataset):
-    """Zeros of a shape, of any class in turn."""
-
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int):
-        self.image_shape = tuple(image_shape)
-        self.num_classes = num_classes
-
-    def __len__(self) -> int:
-        return 100_000
-
-    def batch(self, indices: torch.Tensor, draws: Draws | None) -> dict[str, torch.Tensor]:
-        return {"images": torch.zeros(len(indices), *self.image_shape), "labels": indices % max(1, self.num_classes)}
 
 
 class TrueConditions(TorchFunctionMode):
@@ -94,66 +68,19 @@ class Waits:
         self.places[f"{Path(place.filename).name}:{place.lineno}"] += 1
 
 
-def _recipe(path: str, overrides: list[str], processes: int) -> dict[str, Any]:
-    """A recipe that reads blank data, and the share of its batch that one of so many processes has."""
-    recipe = load_recipe(path, overrides)
-    data, model = recipe["train_dataloader"], recipe["model"]
-    dataset = data["dataset"]
-    if "data_root" in dataset:
-        side = dataset.get("image_size")
-        shape = dataset.get("latent_shape") or [dataset.get("channels", 3), side, side]
-        classes = dataset.get("num_classes", 1000)
-        data["dataset"] = {"type": "Blank", "image_shape": list(shape), "num_classes": classes}
-    data["batch_size"] //= processes
-    if "labels_per_update" in model:
-        model["labels_per_update"] //= processes
-    recipe["evaluation"] = None
-    return recipe
-
-
-def _method(graph: ComponentGraph) -> Any:
-    """As a training builds it, but that nobody draws initial weights or reads those of files."""
-    FeatureEncoder.require_weights = lambda *_: None
-    for name in ("uniform", "normal", "trunc_normal", "xavier_uniform", "xavier_normal", "kaiming_uniform"):
-        setattr(torch.nn.init, f"{name}_", lambda tensor, *_, **__: tensor)
-
-    def weights(name: str) -> dict[str, torch.Tensor]:
-        state = graph.prerequisites[name].graph.build_artifact().state_dict()
-        return {key: torch.empty(value.shape, dtype=value.dtype) for key, value in state.items()}
-
-    method = graph.build(weights)
-    for module in method.modules():
-        if isinstance(module, Codec) and not module.can_decode:
-            module.randomize()
-    return method.to("cuda")
-
-
 def run(path: str, overrides: list[str], processes: int, updates: int, sample: bool) -> dict[str, Any]:
     """Train and sample; see the module."""
     torch.backends.cudnn.enabled = False
     torch.backends.cuda.enable_cudnn_sdp(False)
     counts = ctypes.CDLL(None)
-    graph = ComponentGraph.from_recipe(_recipe(path, overrides, processes), path)
-    section, optim = graph.section("train_cfg"), graph.section("optim_wrapper")
+    training = Updating(load_share(path, overrides, processes), torch.device("cuda"))
+    torch.cuda.reset_peak_memory_stats()
     with TrueConditions():
-        method = _method(graph)
-        method.train()
-        apply_layer_settings(method, section)
-        optimizer = AutocastOptimWrapper(build_optimizer(optim, method), optim.precision, optim.clip_grad_norm)
-        averages = [WeightAverage(method.trained_parameters(), rule) for rule in graph.section("ema").values()]
-        data = graph.section("train_dataloader")
-        loader = build_loader(data.dataset, data.batch_size, 0)
-        nobody = SimpleNamespace(note=lambda *_: None)
-        runner = SimpleNamespace(model=method, optim_wrapper=optimizer, watchdog=nobody, stop=SimpleNamespace(number=0))
-        loop = UpdateLoop(runner, loader, section, 0)
-        batches = iter(loader)
         for _ in range(updates):
-            batch = next(batches)
+            batch = training.read()
             before = counts.null_cuda_launches(), counts.null_cuda_synchronisations()
             with Waits() as waits:
-                loop.update(batch)
-                for average in averages:
-                    average.update(method.trained_parameters(), 1, data.batch_size)
+                training.update(batch)
             launches = counts.null_cuda_launches() - before[0]
             waited = counts.null_cuda_synchronisations() - before[1]
         report = {
@@ -164,10 +91,11 @@ def run(path: str, overrides: list[str], processes: int, updates: int, sample: b
             "figures_read": _figures_read(),
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         }
-        if sample and method.generator is not None:
+        generator = training.method.generator
+        if sample and generator is not None:
             before = counts.null_cuda_launches()
             with Waits() as waits:
-                method.generator.sample(torch.arange(2), 0)
+                generator.sample(torch.arange(2), 0)
             report |= {"sample_launches": counts.null_cuda_launches() - before, "sample_waits": dict(waits.places)}
     return report
 

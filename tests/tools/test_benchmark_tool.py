@@ -79,6 +79,22 @@ def test_data_without_a_recipe(tmp_path):
     assert "packed images, take" in done.stdout and "goal for latents" in done.stdout
 
 
+def test_suite_in_small(tmp_path):
+    out = tmp_path / "suite"
+    command = [TOOL, "suite", "--device", "cpu", "--out", out, "--only", "draws", "gpu-tests"]
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "there is no GPU: the small suite, as with --small\n" in done.stdout
+    assert "gpu-tests: skipped (" in done.stdout and "): there is no GPU\n1 done, 1 skipped\n" in done.stdout
+    report = json.loads((out / "suite.json").read_text())
+    assert report["suite"] == "small" and report["hardware"]["cpu"] and report["versions"]["torch"]
+    normal, uniform = report["entries"]["draws"]["figures"]["draws"]
+    assert normal["ours"]["seconds"] > 0 and uniform["law"] == "uniform"
+    page = (out / "suite.md").read_text()
+    assert "## Random numbers" in page and "| gpu-tests | skipped | there is no GPU |" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +115,13 @@ def test_data_without_a_recipe(tmp_path):
         (["drift-loss", RECIPE], f"{RECIPE}: model: found BiFlow, expected a Drifting"),
         (["data", "--pictures", "0"], "--pictures: found 0, expected at least 1"),
         (["data", "--latents", "9"], "--batch: found 256, expected at most --packed 2000 and --latents 9"),
+        (
+            ["suite", "--only", "hardwar", "--small"],
+            "--only: found 'hardwar', expected entries of the small suite; near",
+        ),
+        (["suite", "--minutes", "0"], "--minutes: found 0, expected a number above 0"),
+        (["suite", "--out", TOOL, "--device", "cpu"], f"--out: '{TOOL}' is no folder"),
+        (["suite", "--overwrite", "--resume"], "--overwrite and --resume exclude each other"),
         (["data", RECIPE], f"unrecognized arguments: {RECIPE}"),
         (
             ["inverse", ROOT / "recipes" / "itarflow_digits.yaml"],

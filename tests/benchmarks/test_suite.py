@@ -1,0 +1,327 @@
+"""The suite: its order, budget and report, with processes and figures that are made up."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from genflow.benchmarks import suite, suite_entry, suite_parts, suite_runs, suite_updates
+from genflow.benchmarks.suite import SuiteOptions, launch_entry, run_suite
+from genflow.benchmarks.suite_entries import FULL, SMALL, Entry, entries
+from genflow.benchmarks.suite_goals import goals
+from genflow.benchmarks.suite_page import suite_page
+from genflow.benchmarks.suite_parts import measure_muon
+from genflow.benchmarks.suite_runs import measure_gpu_tests, measure_sampling, read_report
+from genflow.benchmarks.suite_updates import measure_updates
+from genflow.benchmarks.work import NothingToMeasure, Work
+from genflow.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+TINY = [f"model.backbone.{option}" for option in ("width=16", "heads=2", "depth=2", "head_depth=1")]
+TINY.append("model.backbone.auxiliary_depth=1")
+
+
+def entry(name, seconds=1.0):
+    return Entry(name, name, seconds, {"number": 7})
+
+
+def options(folder, **choices):
+    return SuiteOptions(
+        **{"out": folder / "out", "recipes": ROOT / "recipes", "size": "small", "device": "cpu"} | choices
+    )
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "PROCESS", (str(Path(__file__).with_name("stand_in.py")),))
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "process"))
+
+
+def test_what_ends_badly_is_reported_and_the_others_go_on(stand_in, tmp_path):
+    lines, ticks = [], []
+    names = ("works", "fails", "skips", "dies", "says nothing", "hangs")
+    plan = [Entry(name, name, 0.5, {"number": 7}) for name in names]
+
+    def launch(entry, options, seconds, look):
+        return launch_entry(entry, options, 2.0 if entry.name == "hangs" else 60.0, look)
+
+    report = run_suite(plan, options(tmp_path), lines.append, lambda *tick: ticks.append(tick), launch=launch)
+    found = json.loads((tmp_path / "out" / "suite.json").read_text())["entries"]
+    assert found == report.content["entries"] and list(found) == list(names)
+    assert [result["state"] for result in found.values()] == ["done", "failed", "skipped", "failed", "failed", "failed"]
+    why = [result.get("why") for result in found.values()]
+    assert why[:3] == [None, "it is broken", "nothing is here"]
+    assert why[3:] == ["ended by SIGABRT: the last  words", "ended with code 0", "stopped after 2 s"]
+    assert all(result["figures"] == {"numbers": [7]} for result in found.values())  # what they had until then
+    assert lines[1].startswith("fails: failed (") and lines[1].endswith("s): it is broken")
+    assert next(tick[0] for tick in ticks) == "works" and all(0 <= done <= total == 3.0 for _, done, total in ticks)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs", "suite.json", "suite.md"]
+    for _ in range(100):  # the child of the one that hung
+        if _has_ended(int((tmp_path / "process").read_text())):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a process is left")
+
+
+def _has_ended(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def done_at_once(entry, options, seconds, look):
+    return {"state": "done", "figures": {}, "hardware": {"cpu": "a CPU"}, "versions": {"torch": "2"}}
+
+
+def test_entries_that_do_not_fit_are_left_out_and_resumed(tmp_path):
+    asked = []
+
+    def launch(entry, options, seconds, look):
+        asked.append((entry.name, seconds))
+        return {**done_at_once(entry, options, seconds, look), "state": "failed" if entry.name == "c" else "done"}
+
+    plan = [entry("a"), entry("b", 100.0), entry("c", 5.0)]
+    report = run_suite(plan, options(tmp_path, minutes=1.0), launch=launch)
+    assert [report.state(name) for name in "abc"] == ["done", "left out", "failed"]
+    assert [name for name, _ in asked] == ["a", "c"] and all(59 < seconds <= 60 for _, seconds in asked)
+    page = (tmp_path / "out" / "suite.md").read_text()
+    assert "| b | left out | no time: takes about 100 s |" in page and "| a |" not in page
+
+    asked.clear()
+    report = run_suite([*plan, entry("d")], options(tmp_path, minutes=5.0, resume=True), launch=launch)
+    assert [name for name, _ in asked] == ["b", "d"] and asked[0][1] == plan[1].limit
+    assert [report.state(name) for name in "abcd"] == ["done", "done", "failed", "done"]
+
+    asked.clear()
+    run_suite(plan, options(tmp_path, resume=True), launch=launch, again=["a", "c"])
+    assert [name for name, _ in asked] == ["c"]
+
+
+def test_reports_are_not_overwritten_nor_mixed(tmp_path):
+    run_suite([entry("a")], options(tmp_path), launch=done_at_once)
+    before = (tmp_path / "out" / "suite.json").read_bytes()
+    with pytest.raises(UserError, match=r"suite.json' is there already; --overwrite replaces it, --resume goes on"):
+        options(tmp_path)
+    with pytest.raises(UserError, match="found suite 'small', this suite's is 'full'"):
+        run_suite([entry("b")], options(tmp_path, resume=True, size="full"), launch=done_at_once)
+
+    def elsewhere(*arguments):
+        return {**done_at_once(*arguments), "hardware": {"cpu": "another"}}
+
+    with pytest.raises(UserError, match="is of cpu a CPU, this is cpu another; pass another --out"):
+        run_suite([entry("b")], options(tmp_path, resume=True), launch=elsewhere)
+    assert (tmp_path / "out" / "suite.json").read_bytes() == before
+    run_suite([entry("b")], options(tmp_path, overwrite=True), launch=elsewhere)
+    assert list(json.loads((tmp_path / "out" / "suite.json").read_text())["entries"]) == ["b"]
+    (tmp_path / "out" / "suite.json").write_text("{")
+    with pytest.raises(UserError, match="not a report of the suite"):
+        run_suite([entry("b")], options(tmp_path, resume=True), launch=done_at_once)
+
+
+def test_an_interruption_loses_nothing(tmp_path):
+    def interrupted(entry, *rest):
+        if entry.name == "b":
+            raise KeyboardInterrupt
+        return done_at_once(entry, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_suite([entry("a"), entry("b")], options(tmp_path), launch=interrupted)
+    report = run_suite([entry("a"), entry("b")], options(tmp_path, resume=True), launch=done_at_once)
+    assert [report.state(name) for name in "ab"] == ["done", "done"]
+
+
+def test_names_of_entries():
+    for plan in (FULL, SMALL):
+        names = [entry.name for entry in plan]
+        assert len(set(names)) == len(names)
+        for one in plan:
+            named = one.arguments.get("recipes", [one.arguments.get("recipe")])
+            assert all((ROOT / "recipes" / f"{name}.yaml").is_file() for name in named if name)
+            module, _, function = one.target.partition(":")
+            assert hasattr(sys.modules[module], function)
+    assert [one.name for one in entries("small", ["draws", "hardware"])] == ["hardware", "draws"]
+    with pytest.raises(UserError, match="found 'muons', expected entries of the small suite; nearest match: 'muon-"):
+        entries("small", ["muons"])
+
+
+# Processes of entries, here without a process
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Few timed runs."""
+    for module in (suite_parts, suite_runs, suite_updates):
+        monkeypatch.setattr(module, "_TIMED", 0.0)
+        monkeypatch.setattr(module, "matrix_rate", lambda *_: 1e10)
+
+
+def work(folder):
+    return Work(CPU, ROOT / "recipes", folder, 60.0)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def keeping(work, number):
+    work.keep(number=number)
+    if number < 0:
+        raise RuntimeError("a device\nis lost")
+    if not number:
+        raise NothingToMeasure("there is nothing")
+    work.keep(infinite=[float("inf")])
+
+
+def test_outcomes_of_an_entry(tmp_path, capsys):
+    def measured(number):
+        code = suite_entry.measure(f"{__name__}:keeping", {"number": number}, work(tmp_path))
+        return code, result(tmp_path)
+
+    sys.modules.setdefault(__name__, sys.modules[keeping.__module__])
+    code, found = measured(1)
+    assert code == 0 and found["done"] and found["figures"] == {"number": 1, "infinite": [None]}
+    assert found["hardware"]["cpu"] and found["versions"]["torch"] == torch.__version__
+    code, found = measured(0)
+    assert code == 0 and found["skipped"] == "there is nothing" and "done" not in found
+    code, found = measured(-1)
+    assert code == 1 and found["error"].endswith("a device") and found["figures"] == {"number": -1}
+    assert "is lost" in capsys.readouterr().err
+
+
+def test_updates_of_a_recipe(short, tmp_path):
+    small = [
+        "model.labels_per_update=2",
+        "model.samples_per_label=3",
+        "model.positives=3",
+        "train_dataloader.batch_size=8",
+    ]
+    small += ["model.backbone.width=16", "model.backbone.depth=1", "model.backbone.heads=2"]
+    measure_updates(work(tmp_path), ["drift_digits"], 2, overrides=small)
+    (row,) = result(tmp_path)["figures"]["updates"]
+    assert (row["rows"], row["images"], row["processes"], row["compile"]) == (1, 3, 2, False)
+    assert row["low"] <= row["seconds"] <= row["high"] and row["runs"] >= 3 and not row["uncounted"]
+    assert row["images_per_second"] == pytest.approx(3 / row["seconds"])
+    assert row["share"] == pytest.approx(row["macs"] / 1e10 / row["seconds"])
+    parts = row["parts"]
+    assert parts.keys() == {"draws", "backward", "optimizer", "averages", "networks"}
+    assert 0 < parts["backward"] < parts["networks"] < 1 and row["peak"] > 2**20
+
+
+def test_rows_are_halved_until_they_fit(tmp_path, monkeypatch):
+    asked = []
+
+    def timed(work, name, overrides, processes, slowest):
+        asked.append(processes)
+        if processes < 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        return {"precision": "float32", "macs": 10, "seconds": 1.0}
+
+    monkeypatch.setattr(suite_updates, "_timed", timed)
+    monkeypatch.setattr(suite_updates, "matrix_rate", lambda *_: 40.0)
+    measure_updates(work(tmp_path), ["pmf_digits"])
+    (row,) = result(tmp_path)["figures"]["updates"]
+    assert asked == [1, 2, 4] and row["share"] == 0.25 and "CUDA out of memory" in row["halved"]
+    monkeypatch.setattr(suite_updates, "_HALVINGS", 1)
+    with pytest.raises(UserError, match=r"pmf_digits: RuntimeError .*CUDA out of memory"):
+        measure_updates(work(tmp_path), ["pmf_digits"])
+
+
+def test_muon_and_sampling(short, tmp_path):
+    measure_muon(work(tmp_path), "pmf_digits", TINY)
+    rows = result(tmp_path)["figures"]["muon"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"] and rows[0]["macs"] == rows[1]["macs"] > 0
+    measure_sampling(work(tmp_path), ["pmf_digits"], [1, 3], "float32", overrides=TINY)
+    rows = result(tmp_path)["figures"]["sampling"]
+    assert [row["batch"] for row in rows] == [1, 3] and rows[0]["macs"] == rows[1]["macs"] > 0
+    assert rows[1]["images_per_second"] > rows[1]["decoded_per_second"] > 0
+
+
+def test_tests_that_need_a_gpu(tmp_path):
+    with pytest.raises(NothingToMeasure, match="there is no GPU"):
+        measure_gpu_tests(work(tmp_path))
+    cases = '<testcase classname="a" name="b"/><testcase classname="a" name="c"><failure/></testcase>'
+    (tmp_path / "tests.xml").write_text(
+        f'<testsuites><testsuite>{cases}<testcase classname="a" name="d"><skipped/></testcase></testsuite></testsuites>'
+    )
+    assert read_report(tmp_path / "tests.xml") == {"passed": 1, "skipped": 1, "failed": ["a.c"]}
+
+
+# The page
+
+
+def update(recipe, seconds, share, **more):
+    row = {"recipe": recipe, "compile": False, "processes": 8, "rows": 128, "micro_batches": 1, "precision": "bfloat16"}
+    row |= {
+        "seconds": seconds,
+        "low": seconds,
+        "high": 2 * seconds,
+        "images_per_second": 128 / seconds,
+        "macs": 3.63e13,
+    }
+    row |= {"share": share, "macs": 3.63e13, "peak": 68 * 2**30, "first_seconds": 41.0, "halved": "", "uncounted": []}
+    return {**row, "parts": {"draws": 0.004, "backward": 0.5}, **more}
+
+
+def full_report():
+    batches = [
+        {"batch": batch, "a": 0.01, "b": 0.01 * ratio, "ratio": ratio, "low": ratio - 1, "high": ratio + 1}
+        | {"share_of_matrix_rate": 0.1, "memory_b": {"working": 2**29}}
+        for batch, ratio in ((1, 250.0), (16, 60.0))
+    ]
+    figures = {
+        "updates": [
+            update("pmf_b16_imagenet256", 0.25, 0.41),
+            update("pmf_b16_imagenet256", 0.2, 0.52, compile=True),
+            update("drift_ablation_imagenet", 0.5, 0.3, parts={"draws": 0.02, "networks": 0.85}, halved="too slow"),
+        ],
+        "inverse": {"recipe": "biflow_b2_imagenet", "precision": "bfloat16", "batches": batches},
+    }
+    entries = {"all": {"state": "done", "figures": figures}, "odd": {"state": "failed", "why": "a|b"}}
+    hardware = {"gpu": "a GPU", "gpu_memory": 80 * 2**30, "cpu": "a CPU", "threads": 8}
+    return {"suite": "full", "hardware": hardware, "versions": {"torch": "2.14"}, "entries": entries}
+
+
+def test_page_of_tables():
+    page = suite_page(full_report())
+    assert "a GPU, 80.0 GiB; a CPU, 8 threads; torch 2.14." in page
+    size = "128 of 1,024 / 1, bfloat16"
+    plain, compiled = (
+        "0.250 (0.250 to 0.500) | 512 | 36.3 | 41 % | 68.0 |",
+        "0.200 (0.200 to 0.400) | 640 | 36.3 | 52 %",
+    )
+    assert f"| `pmf_b16_imagenet256` | {size} | no | {plain}" in page
+    assert f"| `pmf_b16_imagenet256` | {size} | yes, 41.0 s | {compiled}" in page
+    assert "`drift_ablation_imagenet` has the rows of one of 8 processes: too slow." in page
+    assert "| `biflow_b2_imagenet` | 16 | bfloat16 | 0.0100 | 0.600 | 60.0 (59.0 to 61.0) | - | 10 % | 0.500 |" in page
+    assert "| odd | failed | a\\|b |" in page and "## Muon" not in page
+    for table in page.replace("\\|", "").split("\n\n"):  # as many cells in every row
+        if table.startswith("|"):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_goals_beside_what_was_measured():
+    reached = {goal: (measured, yes) for goal, measured, yes in goals(full_report())}
+    assert list(reached.values()) == [
+        ("41%, 52% compiled", "yes"),
+        ("250 times at batch 1, the best", "yes"),
+        ("-", "not measured"),
+        ("15.0%", "no"),
+        ("at most 2.00%, in `drift_ablation_imagenet`", "no"),
+    ]
+    empty = {**full_report(), "entries": {}}
+    assert {yes for _, _, yes in goals(empty)} == {"not measured"}
+
+
+def test_a_section_that_cannot_be_shown_is_said():
+    report = full_report()
+    report["entries"]["all"]["figures"]["muon"] = [{"recipe": "pmf"}]
+    page = suite_page(report)
+    assert "Section muon: cannot be shown: KeyError" in page and "## Updates" in page
