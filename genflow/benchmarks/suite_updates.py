@@ -56,7 +56,7 @@ def measure_updates(
     """
     found: list[dict[str, Any]] = []
     for name in recipes:
-        options = [*overrides, *(["train_cfg.compile=true"] if compile else [])]
+        options = [*overrides, f"train_cfg.compile={str(compile).lower()}"]
         found.append({"recipe": name, "compile": compile, **_fitting(work, name, options, processes)})
         work.keep(updates=found)
 

@@ -83,7 +83,7 @@ def test_suite_in_small(tmp_path):
     out = tmp_path / "suite"
     command = [TOOL, "suite", "--device", "cpu", "--out", out, "--only", "draws", "gpu-tests"]
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = started.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "there is no GPU: the small suite, as with --small\n" in done.stdout
     assert "gpu-tests: skipped (" in done.stdout and "): there is no GPU\n1 done, 1 skipped\n" in done.stdout
