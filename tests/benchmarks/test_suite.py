@@ -14,7 +14,7 @@ from genflow.benchmarks.suite import SuiteOptions, launch_entry, run_suite
 from genflow.benchmarks.suite_entries import FULL, SMALL, Entry, entries
 from genflow.benchmarks.suite_goals import goals
 from genflow.benchmarks.suite_page import suite_page
-from genflow.benchmarks.suite_parts import measure_muon
+from genflow.benchmarks.suite_parts import measure_muon, measure_train_step
 from genflow.benchmarks.suite_runs import measure_gpu_tests, measure_sampling, read_report
 from genflow.benchmarks.suite_updates import measure_updates
 from genflow.benchmarks.work import NothingToMeasure, Work
@@ -242,6 +242,20 @@ def test_muon_and_sampling(short, tmp_path):
     rows = result(tmp_path)["figures"]["sampling"]
     assert [row["batch"] for row in rows] == [1, 3] and rows[0]["macs"] == rows[1]["macs"] > 0
     assert rows[1]["images_per_second"] > rows[1]["decoded_per_second"] > 0
+
+
+def test_a_compiled_training_step_is_counted(tmp_path, monkeypatch):
+    def compiled(function):
+        def run(*arguments, **options):
+            assert not torch.jit.is_tracing()  # which torch refuses
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    measure_train_step(work(tmp_path), "pmf_digits", TINY, batch=6, repeats=1, compile=True)
+    step = result(tmp_path)["figures"]["train_step"]
+    assert step["compile"] and step["macs"] > 0 and 0 < step["floor_share"] < 10
 
 
 def test_tests_that_need_a_gpu(tmp_path):
