@@ -127,7 +127,13 @@ def _add_suite(commands: Any) -> None:
         timed=False,
     )
     suite.add_argument("--minutes", type=float, default=20.0, metavar="N", help="in all (default: 20)")
-    suite.add_argument("--only", nargs="+", metavar="NAME", help="these entries (a wrong name lists them)")
+    suite.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="these entries: hardware, update-RECIPE, compiled-RECIPE, inverse-RECIPE, drift-loss, train-step, "
+        "muon-RECIPE, draws, sampling, gpu-tests, data, training-RECIPE and so on, as suite.json calls them",
+    )
     suite.add_argument("--small", action="store_true", help="a size for a CPU (default without a GPU)")
     suite.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
     suite.add_argument(

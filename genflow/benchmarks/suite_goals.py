@@ -22,9 +22,9 @@ def goals(report: dict[str, Any]) -> Iterator[Sequence[str]]:
     plain = [row for row in updates if not row["compile"]]
 
     shares = {row["compile"]: row["share"] for row in updates if row["recipe"] == "pmf_b16_imagenet256"}
-    words = [f"{share:.0%}{' compiled' if compiled else ''}" for compiled, share in shares.items()]
+    words = [f"{_percent(share, 0)}{' compiled' if compiled else ''}" for compiled, share in shares.items()]
     best = max(shares.values(), default=None)
-    goal = f"an update of `pmf_b16_imagenet256` at {SHARE:.0%} of the matrix rate"
+    goal = f"an update of `pmf_b16_imagenet256` at {_percent(SHARE, 0)} of the matrix rate"
     yield goal, ", ".join(words) or "-", _reached(best, best is not None and best >= SHARE)
 
     for recipe, ratio in INVERSE.items():
@@ -36,14 +36,18 @@ def goals(report: dict[str, Any]) -> Iterator[Sequence[str]]:
 
     for row in (row for row in plain if "networks" in row["parts"] and row["recipe"].endswith(("imagenet", "pixels"))):
         outside = 1 - row["parts"]["networks"]
-        goal = f"an update of `{row['recipe']}` less than {OUTSIDE:.0%} outside of networks"
-        yield goal, f"{outside:.1%}", _reached(row, outside < OUTSIDE)
+        goal = f"an update of `{row['recipe']}` less than {_percent(OUTSIDE, 0)} outside of networks"
+        yield goal, _percent(outside, 1), _reached(row, outside < OUTSIDE)
 
     drawn = [row for row in plain if row["parts"].get("draws") is not None and "imagenet" in row["recipe"]]
     most = max(drawn, key=lambda row: row["parts"]["draws"], default=None)
-    measured = "-" if most is None else f"at most {most['parts']['draws']:.2%}, in `{most['recipe']}`"
-    goal = f"random numbers less than {DRAWS:.0%} of an update"
+    measured = "-" if most is None else f"at most {_percent(most['parts']['draws'], 2)}, in `{most['recipe']}`"
+    goal = f"random numbers less than {_percent(DRAWS, 0)} of an update"
     yield goal, measured, _reached(most, most is not None and most["parts"]["draws"] < DRAWS)
+
+
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def _of_recipe(inverse: dict[str, Any], recipe: str) -> list[dict[str, Any]]:

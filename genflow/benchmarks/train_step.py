@@ -140,7 +140,7 @@ def benchmark_train_step(
     seconds = interleaved(steps, options.repeats, options.warmup, synchronise, advance)
     comparison = compare(*seconds)
     update = statistics.median(interleaved([optimizer.step], max(3, options.repeats), 1, synchronise)[0])
-    macs = _multiply_adds(ours, work, options.batch)
+    macs = _multiply_adds(plain, work, options.batch)  # the same network; compiled layers cannot be traced
     rate = matrix_rate(device, getattr(torch, options.precision))
     return record(
         "train-step",
