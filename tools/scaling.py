@@ -30,7 +30,7 @@ def main() -> None:
         "--launch",
         type=float,
         default=5.0,
-        help="microseconds in which the host starts an operator; 0 for captured or compiled graphs (default: 5)",
+        help="microseconds in which the host starts an operator, compiled or not; 0 leaves it out (default: 5)",
     )
     parser.add_argument(
         "--recipe-gpus",
@@ -87,7 +87,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _times(records: list[dict]) -> Table:
-    columns = "recipe|GPUs|parts x rows|TMACs|fp32|networks|sum|exposed|fixed|update|efficiency|hours"
+    columns = "recipe|GPUs|parts x rows|TMACs|fp32|networks|sum|exposed|step|update|efficiency|hours"
     table = _table("one process; milliseconds, estimated, not measured", columns.split("|"))
     first: dict[str, dict] = {}
     for record in records:
@@ -100,7 +100,7 @@ def _times(records: list[dict]) -> Table:
             f"{record['parts']} x {record['rows'] / record['parts']:g}",
             *(_figure(macs / 1e12) for macs in (reduced, full)),
             _figure(1e3 * record["networks"]) + (" host" if record["host_bound"] else ""),
-            *(_figure(1e3 * record[name]) for name in ("communication", "exposed", "fixed", "seconds")),
+            *(_figure(1e3 * record[name]) for name in ("communication", "exposed", "step", "seconds")),
             f"{100 * efficiency:.0f} %",
             f"{record['hours']:,.1f}",
         )
@@ -112,15 +112,18 @@ def _figure(value: float) -> str:
 
 
 def _bytes(records: list[dict]) -> Table:
-    columns = "recipe|GPUs|M parameters|bytes each|GB|frozen|DDP|full, fp32|full, bf16|hybrid in|hybrid out"
+    from genflow.analysis.scaling import ring_gather
+
+    columns = "recipe|GPUs|M parameters|bytes each|GB|frozen|DDP|gather|full fp32|full bf16|hybrid in|hybrid out"
     title = "one process; GB in its memory, and GB that it sends in an update: under DDP, fully sharded with weights "
-    title += "in fp32 or bf16, hybrid in bf16 within and out of its node"
+    title += "in fp32 or bf16, hybrid in fp32 within and out of its node, and in any case for the optimizer"
     table = _table(title, columns.split("|"))
     for record in records:
         resident = dict(record["resident"])
         frozen, sharded = resident.pop("frozen"), record["sharded"]
         trained = sum(resident.values())
-        sent = (record["sent"], sharded["float32"], sharded["bfloat16"], sharded["within"], sharded["between"])
+        gather = ring_gather(record["gathered"], record["gpus"])
+        sent = (record["sent"], gather, sharded["float32"], sharded["bfloat16"], sharded["within"], sharded["between"])
         table.add_row(
             record["recipe"],
             str(record["gpus"]),

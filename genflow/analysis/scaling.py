@@ -45,7 +45,8 @@ class UpdateCost:
         parts: micro-batches that it runs in turn.
         forward: multiply-adds without those of the backward pass; frozen networks, passes without gradient.
         backward: those of the backward pass, layers that checkpointing computes again among them.
-        optimizer: those of the optimizer's step, the same in every process.
+        optimizer: those of the optimizer's step, of a process that has most of them.
+        gathered: bytes that the optimizer gathers in every process, of which each has computed an equal part.
         operators: calls of operators of torch that start work on the device, without the optimizer's.
         parameters: numbers that are trained.
         resident: bytes that stay on the device, by what they are: trained weights, gradients, the state of the
@@ -58,6 +59,7 @@ class UpdateCost:
     forward: Macs
     backward: Macs
     optimizer: Macs
+    gathered: int
     operators: float
     parameters: int
     resident: dict[str, int]
@@ -120,7 +122,7 @@ def ring_all_reduce(size: float, gpus: int) -> float:
 def fully_sharded(parameters: float, gpus: int, parts: int = 1, weight: int = FLOAT32) -> float:
     """Bytes that every GPU sends in an update if weights, gradients and optimizer are divided among all GPUs.
 
-    Weights are gathered in the forward and the backward pass of every micro-batch, gradients summed once, in float32.
+    In every micro-batch weights are gathered in the forward and the backward pass, and gradients summed in float32.
 
     Args:
         parameters: that are trained.
@@ -128,7 +130,7 @@ def fully_sharded(parameters: float, gpus: int, parts: int = 1, weight: int = FL
         parts: micro-batches.
         weight: bytes of a weight on its way.
     """
-    return 2 * parts * ring_gather(weight * parameters, gpus) + ring_gather(FLOAT32 * parameters, gpus)
+    return parts * (2 * ring_gather(weight * parameters, gpus) + ring_gather(FLOAT32 * parameters, gpus))
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class ShardedTraffic:
     """Bytes that every GPU sends in an update with divided weights, gradients and optimizer: :func:`fully_sharded`.
 
     Args:
-        float32, bfloat16: divided among all GPUs, weights being sent in one or the other.
-        within, between: hybrid sharding in bfloat16: every node divides them among its own GPUs, and between nodes
+        float32, bfloat16: divided among all GPUs, weights being sent in one or the other; GenFlow sends float32.
+        within, between: hybrid sharding in float32: every node divides them among its own GPUs, and between nodes
             every GPU sums the gradients of its part.
     """
 
@@ -153,8 +155,8 @@ def sharded_traffic(cost: UpdateCost, machine: Machine = Machine()) -> ShardedTr
     return ShardedTraffic(
         float32=fully_sharded(cost.parameters, cost.gpus, cost.parts, FLOAT32),
         bfloat16=fully_sharded(cost.parameters, cost.gpus, cost.parts, BFLOAT16),
-        within=fully_sharded(cost.parameters, shards, cost.parts, BFLOAT16),
-        between=ring_all_reduce(FLOAT32 * cost.parameters / shards, max(1, cost.gpus // shards)),
+        within=fully_sharded(cost.parameters, shards, cost.parts, FLOAT32),
+        between=cost.parts * ring_all_reduce(FLOAT32 * cost.parameters / shards, max(1, cost.gpus // shards)),
     )
 
 
@@ -168,7 +170,8 @@ class Estimate:
         sent: bytes that every GPU sends to sum the gradients.
         communication: seconds of this sum alone.
         exposed: those that the backward pass of the last micro-batch does not hide.
-        fixed: optimizer, averages and clipping, which are the same for any number of GPUs.
+        gather: those in which the optimizer's results are gathered, hidden by nothing.
+        step: optimizer, this gather, averages and clipping.
     """
 
     networks: float
@@ -176,12 +179,13 @@ class Estimate:
     sent: float
     communication: float
     exposed: float
-    fixed: float
+    gather: float
+    step: float
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.networks + self.exposed + self.fixed
+        return self.networks + self.exposed + self.step
 
     def hours(self, updates: int) -> float:
         """Of so many updates."""
@@ -191,7 +195,8 @@ class Estimate:
 def estimate(cost: UpdateCost, machine: Machine = Machine()) -> Estimate:
     """Seconds of an update under DDP, which sums the gradients of the last micro-batch while it computes them.
 
-    The fixed part is the optimizer's arithmetic, and one reading and one writing of all that it and the averages touch.
+    The step is the optimizer's arithmetic, the gather of what processes share of it, and one reading and one writing of
+    all that it and the averages touch.
     """
     arithmetic = machine.arithmetic(cost.forward + cost.backward)
     host = cost.operators * machine.launch
@@ -199,6 +204,7 @@ def estimate(cost: UpdateCost, machine: Machine = Machine()) -> Estimate:
     hidden = networks * machine.arithmetic(cost.backward) / arithmetic / cost.parts if arithmetic else 0.0
     sent = ring_all_reduce(cost.resident["gradients"], cost.gpus)
     communication = sent / machine.ring_rate(cost.gpus)
+    gather = ring_gather(cost.gathered, cost.gpus) / machine.ring_rate(cost.gpus)
     touched = sum(size for name, size in cost.resident.items() if name != "frozen")
     return Estimate(
         networks=networks,
@@ -206,5 +212,6 @@ def estimate(cost: UpdateCost, machine: Machine = Machine()) -> Estimate:
         sent=sent,
         communication=communication,
         exposed=max(0.0, communication - hidden),
-        fixed=machine.arithmetic(cost.optimizer) + 2 * touched / machine.memory_rate,
+        gather=gather,
+        step=machine.arithmetic(cost.optimizer) + gather + 2 * touched / machine.memory_rate,
     )

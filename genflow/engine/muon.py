@@ -95,7 +95,6 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """One update of the parameters that have gradients; collective where several processes train."""
-        stacks: dict[tuple, list[tuple]] = {}
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -108,9 +107,42 @@ class Muon(torch.optim.Optimizer):
                 state["step"] += 1
             if not group["matrices"]:
                 self._adam(group, parameters)
+        for entries, rule in self._stacks():
+            _move(entries, *rule)
+
+    def shared(self, processes: int) -> tuple[float, int]:
+        """How processes share the orthogonalisation of the parameters that have gradients; for estimates.
+
+        Args:
+            processes: that train.
+
+        Returns:
+            A process's part of the multiply-adds, of one that has most of the matrices; bytes of the results that
+            are gathered in every process, filled up to an equal number of matrices from each.
+        """
+        own = together = gathered = 0
+        for entries, (_, _, steps, _) in self._stacks():
+            parameter, _, matrices, _ = entries[0]
+            short, long = sorted((parameter.shape[0] // matrices, parameter.shape[1]))
+            matrices = sum(entry[2] for entry in entries)
+            count = _most(matrices, processes)
+            products = steps * (2 * short**2 * long + short**3)
+            own += count * products
+            together += matrices * products
+            if processes > 1:
+                gathered += processes * count * short * long * parameter.element_size()
+        return own / together if together else 1.0, gathered
+
+    def _stacks(self) -> Iterator[tuple[list[tuple], tuple]]:
+        """(parameter, state, matrices, rate) of matrices that are orthogonalised together, and their rule."""
+        stacks: dict[tuple, list[tuple]] = {}
+        for group in self.param_groups:
+            if not group["matrices"]:
                 continue
             rule = tuple(group[name] for name in _RULE)
-            for parameter in parameters:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
                 rows, columns = parameter.shape[0] // group["matrices"], parameter.shape[1]
                 key = (min(rows, columns), max(rows, columns), parameter.dtype, parameter.device, rule)
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
@@ -118,7 +150,7 @@ class Muon(torch.optim.Optimizer):
                 stacks.setdefault(key, []).append(entry)
         for (short, long, _, _, rule), entries in stacks.items():
             for part in _parts(entries, max(1, _STACK // (short * long))):
-                _move(part, *rule)
+                yield part, rule
 
     def _adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
@@ -198,13 +230,18 @@ def _orthogonalize_together(stack: Tensor, eps: float, steps: int, precision: Pr
     rank, processes = get_dist_info()
     if processes == 1:
         return orthogonalize(stack, eps, steps, precision)
-    count = -(-len(stack) // processes)
+    count = _most(len(stack), processes)
     share = stack.new_zeros(count, *stack.shape[1:])
     own = stack[rank * count : (rank + 1) * count]
     share[: len(own)] = own
     whole = stack.new_empty(processes * count, *stack.shape[1:])
     torch.distributed.all_gather_into_tensor(whole, orthogonalize(share, eps, steps, precision))
     return whole[: len(stack)]
+
+
+def _most(matrices: int, processes: int) -> int:
+    """The matrices of a process that has most of them."""
+    return -(-matrices // processes)
 
 
 def _wide(matrices: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class _Passes:
         self.batch_size = batch_size
         self.optim = graph.section("optim_wrapper")
         self.counted: dict[tuple[int, int], tuple[Macs, Macs, int]] = {}
-        self.optimizer: tuple[Macs, int] | None = None
+        self.optimizer: tuple[torch.optim.Optimizer, Macs] | None = None
 
     def count(self, processes: int, parts: int) -> UpdateCost:
         """The cost for a process of so many, in so many micro-batches, as far as there are rows for them."""
@@ -108,14 +108,18 @@ class _Passes:
             rows = {name: value[: run * size] for name, value in rows.items()}
             forward, backward, operators = self._run(rows, own * processes, run, key=(len(rows["labels"]), run))
             share, repeated = own / len(rows["labels"]), parts / run
-        optimizer, state = self._step()
+        optimizer, products = self._step()
+        part, gathered = optimizer.shared(processes) if hasattr(optimizer, "shared") else (1.0, 0)
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        state = sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_meta)
         return UpdateCost(
             gpus=processes,
             rows=own,
             parts=parts,
             forward=forward.times(share),
             backward=backward.times(share),
-            optimizer=optimizer,
+            optimizer=products.times(part),
+            gathered=gathered,
             operators=operators * repeated,
             parameters=sum(parameter.numel() for parameter in self.method.trained_parameters().values()),
             resident=self._resident(state),
@@ -148,20 +152,19 @@ class _Passes:
                 backward += counter.macs + before.times(-1)
         return counter.macs + backward.times(-1), backward, counter.operators
 
-    def _step(self) -> tuple[Macs, int]:
-        """Multiply-adds of the optimizer's step, and the bytes of its state; after a backward pass."""
+    def _step(self) -> tuple[torch.optim.Optimizer, Macs]:
+        """The optimizer after a step, and the step's multiply-adds in one process alone; after a backward pass."""
         if self.optimizer is None:
             self.optimizer = self._without_numbers(self._optimize)
         return self.optimizer
 
-    def _optimize(self) -> tuple[Macs, int]:
+    def _optimize(self) -> tuple[torch.optim.Optimizer, Macs]:
         for name in ("fused", "foreach"):  # there is no such code for the meta device
             self.optim.optimizer.arguments.pop(name, None)
         optimizer = build_optimizer(self.optim, self.method)
         with OperatorCounter(autocast=False) as counter:
             optimizer.step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        return counter.macs, sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_meta)
+        return optimizer, counter.macs
 
     def _resident(self, state: int) -> dict[str, int]:
         trained = list(self.method.trained_parameters().values())

@@ -9,10 +9,12 @@ import torch
 
 from genflow.analysis import scaling
 from genflow.analysis.flops import count_macs
+from genflow.analysis.operator_counter import OperatorCounter
 from genflow.analysis.operators import NotCountedError
 from genflow.analysis.scaling import Machine, Macs, UpdateCost, estimate, ring_all_reduce, ring_gather, sharded_traffic
 from genflow.config.graph import ComponentGraph
 from genflow.data.queue_feed import QueueFeed
+from genflow.engine import muon
 from genflow.engine.update_cost import count_updates
 from genflow.errors import UserError
 
@@ -36,6 +38,7 @@ COST = UpdateCost(
     forward=Macs(reduced=200.0, full=10.0),
     backward=Macs(reduced=200.0, full=30.0),
     optimizer=Macs(full=20.0),
+    gathered=0,
     operators=100,
     parameters=10,
     resident={"weights": 40, "gradients": 40, "optimizer": 80, "averages": 40, "frozen": 1000},
@@ -82,9 +85,18 @@ def test_an_update_by_hand():
     assert found.communication == found.sent / 20
     hidden = (200 / 50 + 30 / 10) / 2  # the backward pass of one micro-batch of two
     assert found.exposed == pytest.approx(max(0.0, 3.75 - hidden))
-    assert found.fixed == 20 / 10 + 2 * 200 / 8
+    assert found.gather == 0 and found.step == 20 / 10 + 2 * 200 / 8
     assert found.seconds == pytest.approx(12 + 0.25 + 52)
     assert found.hours(7200) == pytest.approx(2 * found.seconds)
+
+
+def test_what_the_optimizer_gathers_is_hidden_by_nothing():
+    plain, found = estimate(COST, ROUND), estimate(dataclasses.replace(COST, gathered=640), ROUND)
+    # 16 GPUs: each receives 15 parts of 40 bytes, 20 bytes in a second.
+    assert found.gather == 15 * 40 / 20
+    assert found.step == plain.step + 30 and found.seconds == pytest.approx(plain.seconds + 30)
+    assert (found.networks, found.exposed, found.sent) == (plain.networks, plain.exposed, plain.sent)
+    assert estimate(dataclasses.replace(COST, gpus=1, gathered=640), ROUND).gather == 0
 
 
 def test_the_host_may_be_slower_than_the_device():
@@ -95,12 +107,12 @@ def test_the_host_may_be_slower_than_the_device():
 
 def test_sharding_by_hand():
     found = sharded_traffic(COST, ROUND)
-    # Two micro-batches gather twice each; gradients are summed once.
-    assert found.float32 == 15 / 16 * (4 * 40 + 40)
-    assert found.bfloat16 == 15 / 16 * (4 * 20 + 40)
-    assert found.within == 7 / 8 * (4 * 20 + 40) and found.between == 2 * 1 / 2 * 40 / 8
+    # Two micro-batches gather twice each, and sum gradients each.
+    assert found.float32 == 15 / 16 * (4 * 40 + 2 * 40)
+    assert found.bfloat16 == 15 / 16 * (4 * 20 + 2 * 40)
+    assert found.within == 7 / 8 * (4 * 40 + 2 * 40) and found.between == 2 * (2 * 1 / 2 * 40 / 8)
     alone = sharded_traffic(dataclasses.replace(COST, gpus=4), ROUND)
-    assert alone.within == alone.bfloat16 and alone.between == 0
+    assert alone.within == alone.float32 and alone.between == 0
     # One micro-batch in bfloat16 sends what DDP sends: twice 2 and once 4 bytes, or twice 4.
     one = dataclasses.replace(COST, parts=1)
     assert sharded_traffic(one, ROUND).bfloat16 == ring_all_reduce(40, 16)
@@ -159,7 +171,59 @@ def test_newton_schulz_is_counted_as_by_hand(precision, kind):
     matrices = [(4, 16), (16, 16), (2, 16)]
     per_step = sum(2 * rows**2 * columns + rows**3 for rows, columns in matrices)
     assert dataclasses.asdict(cost.optimizer) == {"reduced": 0, "full": 0, kind: 3 * per_step}
-    assert count("drift_toy_far", *options, "model.labels_per_update=2", gpus=2).optimizer == cost.optimizer
+    assert cost.gathered == 0
+
+
+def test_processes_share_newton_schulz_as_by_hand(monkeypatch):
+    # Three square matrices, which fit into a stack of 4 and not into one of 2, and one each of two other shapes.
+    options = ["optim_wrapper.optimizer={type: Muon, newton_schulz_steps: 1}", "model.labels_per_update=8"]
+    options += ["model.backbone.layers=5", "model.backbone.width=16"]
+    square, first, last = (2 * rows**2 * columns + rows**3 for rows, columns in [(16, 16), (4, 16), (2, 16)])
+    numbers = [16 * 16, 4 * 16, 2 * 16]
+    graph = ComponentGraph.load("recipes/drift_toy_far.yaml", options)
+    costs = count_updates(graph, [1, 2, 4, 8])
+    assert costs[1].optimizer.full == 3 * square + first + last and costs[1].gathered == 0
+    # Of two processes one has two squares; of four and more nobody has more than one of a shape.
+    assert costs[2].optimizer.full == pytest.approx(2 * square + first + last)
+    assert costs[4].optimizer == costs[8].optimizer and costs[4].optimizer.full == pytest.approx(square + first + last)
+    # Float32 results, filled up to as many matrices from every process.
+    assert [costs[gpus].gathered for gpus in (2, 4, 8)] == [
+        4 * (4 * numbers[0] + 2 * numbers[1] + 2 * numbers[2]),
+        4 * 4 * sum(numbers),
+        4 * 8 * sum(numbers),
+    ]
+    monkeypatch.setattr(muon, "_STACK", 2 * numbers[0])
+    costs = count_updates(graph, [2, 8])
+    # Two and one squares: each stack keeps every process busy for a matrix, and is filled up by itself.
+    assert costs[2].optimizer.full == costs[8].optimizer.full == pytest.approx(2 * square + first + last)
+    assert costs[8].gathered == 4 * 8 * (2 * numbers[0] + numbers[1] + numbers[2])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_step_shares_what_is_estimated(processes, monkeypatch):
+    shapes = [(16, 16), (48, 16), (4, 16), (16, 4), (2, 16)]
+    groups = [
+        {"params": [torch.nn.Parameter(torch.empty(shape, device="meta"))], "matrices": 3 if shape[0] == 48 else 1}
+        for shape in shapes
+    ]
+    optimizer = muon.Muon(groups)
+    for group in groups:
+        group["params"][0].grad = torch.empty_like(group["params"][0])
+    with OperatorCounter(autocast=False) as alone:
+        optimizer.step()
+    gathered = []
+    monkeypatch.setattr(muon, "get_dist_info", lambda: (0, processes))
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda whole, _: gathered.append(whole.nbytes))
+    with OperatorCounter(autocast=False) as shared:
+        optimizer.step()
+    part, size = optimizer.shared(processes)
+    assert shared.macs.full == pytest.approx(part * alone.macs.full) and shared.macs.full < alone.macs.full
+    assert len(gathered) == 3 and size == sum(gathered)
+
+
+def test_other_optimizers_share_nothing():
+    cost = count("drift_toy_far", "model.labels_per_update=2", gpus=2)
+    assert cost.gathered == 0 and estimate(cost).gather == 0
 
 
 def test_precision_is_what_autocast_would_make_it():

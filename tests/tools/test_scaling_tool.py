@@ -30,7 +30,7 @@ def test_tables_and_figures(here, monkeypatch, capfd):
     assert found["hours"] == pytest.approx(50 * found["seconds"] / 3600)
     assert found["host_bound"] and found["sharded"]["float32"] == found["communication"] == 0
     lines = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| drift_toy_far")]
-    assert [len(line) for line in lines] == [12, 11] and "host" in lines[0][5]
+    assert [len(line) for line in lines] == [12, 12] and "host" in lines[0][5]
     refusal = "drift_toy_far, 2 GPUs: model.labels_per_update: found 1, expected a multiple of the 2 processes"
     assert refusal in said.splitlines()
 
