@@ -114,10 +114,10 @@ class Group:
     def poll(self):
         """The exit code; None while one runs and none has failed."""
         codes = [process.poll() for process in self.members]
-        failed = next(filter(None, codes), None)
-        if failed is not None:
+        failed = sorted(filter(None, codes), reverse=True)  # those that were ended by a signal last
+        if failed:
             self.send_signal(signal.SIGTERM)
-        return failed if None in codes else failed or 0
+        return None if None in codes else failed[0] if failed else 0
 
     def communicate(self, timeout=600):
         """Wait for the end; returns what was written to either output, None where that was no ``PIPE``."""

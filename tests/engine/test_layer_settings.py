@@ -155,12 +155,14 @@ def test_networks_inside_a_method_are_found():
     assert not inner.compiled and build(BACKBONES, NETWORKS, "MLP", {"compile": True}).compiled
 
 
-def test_encoders_too():
+@pytest.mark.parametrize("setting", ["checkpointing", "compile"])
+def test_encoders_too(setting):
+    """One by one: to compute again ends early, within autocast's contexts, which torch's graphs do not leave then."""
     sizes = {"channels": 2, "image_size": 8, "width": 4, "depths": (1, 2), "num_classes": 2, "decoder": True}
     torch.manual_seed(0)
     plain = LatentMAE(**sizes)
     changed = copy.deepcopy(plain)
-    apply_layer_settings(changed, TrainSection(1, checkpointing=True, compile=True))
+    apply_layer_settings(changed, TrainSection(1, **{setting: True}))
     assert [len(list(net.repeated_layers())) for net in (plain, changed)] == [1 + 3 + 2] * 2
     patches, results = plain.patches(numbers(1, (2, 8, 8)).float()), []
     for net in (plain.train(), changed.train()):
