@@ -1,6 +1,7 @@
 """Muon for matrices, with the Adam beside it that the published code of pMF uses (docs/pmf.md, P12)."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from genflow.registry import OPTIMIZERS
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 #: Numbers in one stack of matrices that are orthogonalised together; bounds the memory on top.
 _STACK = 2**25
+#: Processes that share the matrices of a stack, at most; every such group works on all of them.
+_SHARERS = 8
 #: What matrices of one stack have in common besides their shape.
 _RULE = ("momentum", "eps", "newton_schulz_steps", "newton_schulz_precision")
 
@@ -125,12 +128,13 @@ class Muon(torch.optim.Optimizer):
             parameter, _, matrices, _ = entries[0]
             short, long = sorted((parameter.shape[0] // matrices, parameter.shape[1]))
             matrices = sum(entry[2] for entry in entries)
-            count = _most(matrices, processes)
+            sharers = _sharers(processes)
+            count = _most(matrices, sharers)
             products = steps * (2 * short**2 * long + short**3)
             own += count * products
             together += matrices * products
-            if processes > 1:
-                gathered += processes * count * short * long * parameter.element_size()
+            if sharers > 1:
+                gathered += sharers * count * short * long * parameter.element_size()
         return own / together if together else 1.0, gathered
 
     def _stacks(self) -> Iterator[tuple[list[tuple], tuple]]:
@@ -226,17 +230,30 @@ def _whole(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _orthogonalize_together(stack: Tensor, eps: float, steps: int, precision: Precision) -> Tensor:
-    """:func:`orthogonalize` of equal stacks in all processes, each of which works on its share."""
+    """:func:`orthogonalize` of equal stacks in all processes, each of which works on its share with its neighbours."""
     rank, processes = get_dist_info()
-    if processes == 1:
+    sharers = _sharers(processes)
+    if sharers == 1:
         return orthogonalize(stack, eps, steps, precision)
-    count = _most(len(stack), processes)
+    count, place = _most(len(stack), sharers), rank % sharers
     share = stack.new_zeros(count, *stack.shape[1:])
-    own = stack[rank * count : (rank + 1) * count]
+    own = stack[place * count : (place + 1) * count]
     share[: len(own)] = own
-    whole = stack.new_empty(processes * count, *stack.shape[1:])
-    torch.distributed.all_gather_into_tensor(whole, orthogonalize(share, eps, steps, precision))
+    whole = stack.new_empty(sharers * count, *stack.shape[1:])
+    group = None if sharers == processes else _neighbours(sharers, torch.distributed.group.WORLD)
+    torch.distributed.all_gather_into_tensor(whole, orthogonalize(share, eps, steps, precision), group=group)
     return whole[: len(stack)]
+
+
+def _sharers(processes: int) -> int:
+    """How many neighbours share: those of a node as a rule, between which to gather is quick (docs/scaling.md)."""
+    return max(count for count in range(1, _SHARERS + 1) if processes % count == 0)
+
+
+@cache
+def _neighbours(sharers: int, _: Any) -> Any:
+    """The group of this process's neighbours in a group of all; the first call is collective."""
+    return torch.distributed.new_subgroups(sharers)[0]
 
 
 def _most(matrices: int, processes: int) -> int:

@@ -213,7 +213,9 @@ def test_a_step_shares_what_is_estimated(processes, monkeypatch):
         optimizer.step()
     gathered = []
     monkeypatch.setattr(muon, "get_dist_info", lambda: (0, processes))
-    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", lambda whole, _: gathered.append(whole.nbytes))
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_into_tensor", lambda whole, _, group: gathered.append(whole.nbytes)
+    )
     with OperatorCounter(autocast=False) as shared:
         optimizer.step()
     part, size = optimizer.shared(processes)

@@ -67,6 +67,11 @@ def test_published_orthogonalization():
     close(tall.detach() / -((15 / 7) ** 0.5), torch.from_numpy(np.array(GOLDEN["ns/out_tall"])))
 
 
+@pytest.mark.parametrize(("processes", "sharers"), [(1, 1), (2, 2), (8, 8), (12, 6), (64, 8), (11, 1)])
+def test_neighbours_of_a_node_share(processes, sharers):
+    assert muon._sharers(processes) == sharers
+
+
 def test_a_zero_gradient_gives_a_zero_update_and_none_is_left_alone():
     matrix, other = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
     matrix.grad = torch.zeros(3, 4)

@@ -60,9 +60,10 @@ SHARED_OUT = ("train_cfg.sharding.frozen=true",)
 HYBRID = ("train_cfg.sharding.over=2",)
 
 
-def train(work_dir, name, processes, *options, updates=10, more=()):
+def train(work_dir, name, processes, *options, updates=10, more=(), script=()):
     recipe, own = METHODS[name]
-    command = [sys.executable, ROOT / "tools" / "train.py", ROOT / "recipes" / f"{recipe}.yaml", "--work-dir", work_dir]
+    tool = [*script, ROOT / "tools" / "train.py"]
+    command = [sys.executable, *tool, ROOT / "recipes" / f"{recipe}.yaml", "--work-dir", work_dir]
     options = [*COMMON, f"train_cfg.max_iters={updates}", "evaluation=null", *own, *options]
     done = run([*command, *more, "--cfg-options", *options], processes, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -96,6 +97,23 @@ def same_run(ours, expected):
         assert found.keys() == weights.keys()
         for name, value in weights.items():
             assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-5), f"{average}: {name}"
+
+
+PAIRS = """
+import sys
+sys.path.insert(0, {root!r})
+from genflow.engine import muon
+muon._SHARERS = 2
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_pairs_of_four_processes_share_the_work_of_muon(alone, tmp_path):
+    (tmp_path / "pairs.py").write_text(PAIRS.format(root=str(ROOT)))
+    train(tmp_path / "run", "muon", 4, script=[tmp_path / "pairs.py"])
+    same_run(tmp_path / "run", alone("muon"))
 
 
 def started_from(folder, run_folder):
