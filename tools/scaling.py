@@ -122,7 +122,7 @@ def _bytes(records: list[dict]) -> Table:
         resident = dict(record["resident"])
         frozen, sharded = resident.pop("frozen"), record["sharded"]
         trained = sum(resident.values())
-        gather = ring_gather(record["gathered"], record["gpus"])
+        gather = ring_gather(record["gathered"], record["sharers"])
         sent = (record["sent"], gather, sharded["float32"], sharded["bfloat16"], sharded["within"], sharded["between"])
         table.add_row(
             record["recipe"],

@@ -46,7 +46,8 @@ class UpdateCost:
         forward: multiply-adds without those of the backward pass; frozen networks, passes without gradient.
         backward: those of the backward pass, layers that checkpointing computes again among them.
         optimizer: those of the optimizer's step, of a process that has most of them.
-        gathered: bytes that the optimizer gathers in every process, of which each has computed an equal part.
+        gathered: bytes that the optimizer gathers in every process.
+        sharers: processes, neighbours, each of which has computed an equal part of them.
         operators: calls of operators of torch that start work on the device, without the optimizer's.
         parameters: numbers that are trained.
         resident: bytes that stay on the device, by what they are: trained weights, gradients, the state of the
@@ -60,6 +61,7 @@ class UpdateCost:
     backward: Macs
     optimizer: Macs
     gathered: int
+    sharers: int
     operators: float
     parameters: int
     resident: dict[str, int]
@@ -204,7 +206,7 @@ def estimate(cost: UpdateCost, machine: Machine = Machine()) -> Estimate:
     hidden = networks * machine.arithmetic(cost.backward) / arithmetic / cost.parts if arithmetic else 0.0
     sent = ring_all_reduce(cost.resident["gradients"], cost.gpus)
     communication = sent / machine.ring_rate(cost.gpus)
-    gather = ring_gather(cost.gathered, cost.gpus) / machine.ring_rate(cost.gpus)
+    gather = ring_gather(cost.gathered, cost.sharers) / machine.ring_rate(cost.sharers)
     touched = sum(size for name, size in cost.resident.items() if name != "frozen")
     return Estimate(
         networks=networks,

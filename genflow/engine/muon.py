@@ -113,7 +113,7 @@ class Muon(torch.optim.Optimizer):
         for entries, rule in self._stacks():
             _move(entries, *rule)
 
-    def shared(self, processes: int) -> tuple[float, int]:
+    def shared(self, processes: int) -> tuple[float, int, int]:
         """How processes share the orthogonalisation of the parameters that have gradients; for estimates.
 
         Args:
@@ -121,21 +121,21 @@ class Muon(torch.optim.Optimizer):
 
         Returns:
             A process's part of the multiply-adds, of one that has most of the matrices; bytes of the results that
-            are gathered in every process, filled up to an equal number of matrices from each.
+            are gathered in every process, filled up to an equal number of matrices from each; how many neighbours they
+            come from.
         """
-        own = together = gathered = 0
+        sharers, own, together, gathered = _sharers(processes), 0, 0, 0
         for entries, (_, _, steps, _) in self._stacks():
             parameter, _, matrices, _ = entries[0]
             short, long = sorted((parameter.shape[0] // matrices, parameter.shape[1]))
             matrices = sum(entry[2] for entry in entries)
-            sharers = _sharers(processes)
             count = _most(matrices, sharers)
             products = steps * (2 * short**2 * long + short**3)
             own += count * products
             together += matrices * products
             if sharers > 1:
                 gathered += sharers * count * short * long * parameter.element_size()
-        return own / together if together else 1.0, gathered
+        return own / together if together else 1.0, gathered, sharers
 
     def _stacks(self) -> Iterator[tuple[list[tuple], tuple]]:
         """(parameter, state, matrices, rate) of matrices that are orthogonalised together, and their rule."""

@@ -109,7 +109,7 @@ class _Passes:
             forward, backward, operators = self._run(rows, own * processes, run, key=(len(rows["labels"]), run))
             share, repeated = own / len(rows["labels"]), parts / run
         optimizer, products = self._step()
-        part, gathered = optimizer.shared(processes) if hasattr(optimizer, "shared") else (1.0, 0)
+        part, gathered, sharers = optimizer.shared(processes) if hasattr(optimizer, "shared") else (1.0, 0, 1)
         states = [value for state in optimizer.state.values() for value in state.values()]
         state = sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_meta)
         return UpdateCost(
@@ -120,6 +120,7 @@ class _Passes:
             backward=backward.times(share),
             optimizer=products.times(part),
             gathered=gathered,
+            sharers=sharers,
             operators=operators * repeated,
             parameters=sum(parameter.numel() for parameter in self.method.trained_parameters().values()),
             resident=self._resident(state),

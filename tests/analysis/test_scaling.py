@@ -39,6 +39,7 @@ COST = UpdateCost(
     backward=Macs(reduced=200.0, full=30.0),
     optimizer=Macs(full=20.0),
     gathered=0,
+    sharers=1,
     operators=100,
     parameters=10,
     resident={"weights": 40, "gradients": 40, "optimizer": 80, "averages": 40, "frozen": 1000},
@@ -91,12 +92,12 @@ def test_an_update_by_hand():
 
 
 def test_what_the_optimizer_gathers_is_hidden_by_nothing():
-    plain, found = estimate(COST, ROUND), estimate(dataclasses.replace(COST, gathered=640), ROUND)
-    # 16 GPUs: each receives 15 parts of 40 bytes, 20 bytes in a second.
-    assert found.gather == 15 * 40 / 20
-    assert found.step == plain.step + 30 and found.seconds == pytest.approx(plain.seconds + 30)
+    plain, found = (estimate(dataclasses.replace(COST, gathered=640, sharers=count), ROUND) for count in (1, 8))
+    # From 8 GPUs of a node: each receives 7 parts of 80 bytes.
+    expected = 7 * 80 / ROUND.ring_rate(8)
+    assert found.gather == expected and plain.gather == 0
+    assert found.step == plain.step + expected and found.seconds == pytest.approx(plain.seconds + expected)
     assert (found.networks, found.exposed, found.sent) == (plain.networks, plain.exposed, plain.sent)
-    assert estimate(dataclasses.replace(COST, gpus=1, gathered=640), ROUND).gather == 0
 
 
 def test_the_host_may_be_slower_than_the_device():
@@ -218,7 +219,8 @@ def test_a_step_shares_what_is_estimated(processes, monkeypatch):
     )
     with OperatorCounter(autocast=False) as shared:
         optimizer.step()
-    part, size = optimizer.shared(processes)
+    part, size, sharers = optimizer.shared(processes)
+    assert sharers == processes and optimizer.shared(8 * processes)[2] == 8
     assert shared.macs.full == pytest.approx(part * alone.macs.full) and shared.macs.full < alone.macs.full
     assert len(gathered) == 3 and size == sum(gathered)
 
