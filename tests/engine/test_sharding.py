@@ -111,8 +111,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_pairs_of_four_processes_share_the_work_of_muon(alone, tmp_path):
+    """Weights are shared out in pairs, too."""
     (tmp_path / "pairs.py").write_text(PAIRS.format(root=str(ROOT)))
-    train(tmp_path / "run", "muon", 4, script=[tmp_path / "pairs.py"])
+    train(tmp_path / "run", "muon", 4, *HYBRID, script=[tmp_path / "pairs.py"])
     same_run(tmp_path / "run", alone("muon"))
 
 
@@ -130,7 +131,6 @@ def started_from(folder, run_folder):
     [
         ("biflow", 2, SHARED_OUT),
         ("muon", 2, ()),
-        ("muon", 4, HYBRID),
         ("derivative", 2, SHARED_OUT),
         ("encoder", 2, SHARED_OUT),
     ],

@@ -34,9 +34,8 @@ def test_brackets_are_no_markup(tmp_path, tiny_recipe):
 def test_names_that_the_terminal_cannot_write(tmp_path, tiny_recipe):
     path = recipe(tmp_path, tiny_recipe, "\u00fcn\u00ef\u4e2d")
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    for environment in ({"LANG": "C", "LC_ALL": "C"}, ascii_only):
-        done = show(path, **environment)
-        assert done.returncode == 0, done.stderr
+    done = show(path, **ascii_only)
+    assert done.returncode == 0, done.stderr
     assert b"components.\\xfcn\\xef\\u4e2d" in done.stdout
     missing = tmp_path / "\u00fc.yaml"
     done = show(missing, **ascii_only)
