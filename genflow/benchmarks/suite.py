@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import genflow
 from genflow.benchmarks.suite_entries import Entry, Size
 from genflow.benchmarks.suite_page import suite_page
 from genflow.benchmarks.work import RESULT
-from genflow.errors import UserError
+from genflow.errors import Stopped, UserError
 from genflow.weights import write_text
 
 State = Literal["done", "failed", "skipped", "left out"]
@@ -157,6 +158,7 @@ def run_suite(
 
     Raises:
         UserError: as :class:`Report`.
+        Stopped: a signal came; the report keeps what was measured.
         OSError: a file cannot be written.
     """
     began = time.perf_counter()
@@ -175,13 +177,32 @@ def run_suite(
             def look(seconds: float, entry: Entry = entry, so_far: float = so_far) -> None:
                 tick(entry.name, so_far + min(seconds, entry.seconds), total)
 
-            result = (launch or launch_entry)(entry, options, min(entry.limit, left), look)
+            with _stopping(report.file):
+                result = (launch or launch_entry)(entry, options, min(entry.limit, left), look)
             result["seconds"] = time.perf_counter() - start
         report.add(entry.name, result)
         took = f" ({result['seconds']:.1f} s)" if "seconds" in result else ""
         tell(f"{entry.name}: {result['state']}{took}{': ' + result['why'] if result.get('why') else ''}")
         done += entry.seconds
     return report
+
+
+@contextlib.contextmanager
+def _stopping(file: Path) -> Iterator[None]:
+    """Raise an error when a signal asks the process to end, so that it ends its entry's process too."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; {file} keeps what was measured", 128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def launch_entry(

@@ -81,7 +81,7 @@ FULL = (
     Entry("update-digits", f"{_HERE}.suite_updates:measure_updates", 60, {"recipes": _DIGITS}),
     _part("data", "data", 30, repeats=2, pictures=32, packed=512, latents=4096, batch=256),
     *(
-        _run(f"sampling-compiled-{recipe}", "sampling", 90, recipes=[recipe], batches=[1, 64], compile=True)
+        _run(f"sampling-compiled-{recipe}", "sampling", 120, recipes=[recipe], batches=[1, 64], compile=True)
         for recipe in _SYSTEMS
     ),
     _update(_ABLATION, 90, compile=True),

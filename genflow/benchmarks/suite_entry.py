@@ -4,7 +4,11 @@ An entry that takes the device with it, hangs, or leaves memory behind harms no 
 """
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +42,21 @@ def measure(target: str, arguments: dict[str, Any], work: Work) -> int:
     return 0
 
 
+def _end_with_the_suite() -> None:
+    """End this process and those that it started, once the suite that started it has gone, whatever became of it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgid(0) == os.getpid():  # a group of its own
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
+    _end_with_the_suite()
     given = json.loads(sys.argv[1])
     places = {name: Path(given[name]) for name in ("recipes", "folder")}
     work = Work(torch.device(given["device"]), seconds=given["seconds"], **places)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from genflow.benchmarks.suite_parts import measure_muon, measure_train_step
 from genflow.benchmarks.suite_runs import measure_gpu_tests, measure_sampling, read_report
 from genflow.benchmarks.suite_updates import measure_updates
 from genflow.benchmarks.work import NothingToMeasure, Work
-from genflow.errors import UserError
+from genflow.errors import Stopped, UserError
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -59,12 +61,15 @@ def test_what_ends_badly_is_reported_and_the_others_go_on(stand_in, tmp_path):
     assert lines[1].startswith("fails: failed (") and lines[1].endswith("s): it is broken")
     assert next(tick[0] for tick in ticks) == "works" and all(0 <= done <= total == 3.0 for _, done, total in ticks)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs", "suite.json", "suite.md"]
-    for _ in range(100):  # the child of the one that hung
-        if _has_ended(int((tmp_path / "process").read_text())):
-            break
+    check_ended(tmp_path)  # the child of the one that hung
+
+
+def check_ended(folder):
+    for _ in range(200):
+        if _has_ended(int((folder / "process").read_text())):
+            return
         time.sleep(0.05)
-    else:
-        pytest.fail("a process is left")
+    pytest.fail("a process is left")
 
 
 def _has_ended(process):
@@ -134,6 +139,32 @@ def test_an_interruption_loses_nothing(tmp_path):
         run_suite([entry("a"), entry("b")], options(tmp_path), launch=interrupted)
     report = run_suite([entry("a"), entry("b")], options(tmp_path, resume=True), launch=done_at_once)
     assert [report.state(name) for name in "ab"] == ["done", "done"]
+
+
+def test_a_signal_ends_the_process_of_an_entry(stand_in, tmp_path):
+    def look(entry, options, seconds, look):
+        return launch_entry(entry, options, seconds, lambda _: ask())
+
+    def ask():
+        if (tmp_path / "process").exists() and (tmp_path / "process").read_text():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM; .*suite.json keeps what was measured") as stopped:
+        run_suite([entry("works"), entry("hangs")], options(tmp_path), launch=look)
+    assert stopped.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) is before
+    check_ended(tmp_path)
+    assert list(json.loads((tmp_path / "out" / "suite.json").read_text())["entries"]) == ["works"]
+
+
+def test_an_entry_ends_with_the_suite(tmp_path):
+    program = "from genflow.benchmarks import suite_entry as s; s._end_with_the_suite(); import os, time; "
+    program += f"open({str(tmp_path / 'process')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {program!r}], start_new_session=True)"
+    waiting = f"import pathlib, time\nfile = pathlib.Path({str(tmp_path / 'process')!r})\n"
+    waiting += "while not (file.exists() and file.read_text()): time.sleep(0.1)"
+    subprocess.run([sys.executable, "-c", f"{start}\n{waiting}"], check=True, cwd=ROOT)
+    check_ended(tmp_path)
 
 
 def test_names_of_entries():
