@@ -1,7 +1,7 @@
 """The diffusion transformer (DiT, arXiv 2212.09748) as MeanFlow uses it: conditions by adaptive layer norms."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from genflow.layers.embeddings import ScalarEmbedding, axial_sinusoids
 from genflow.layers.patches import grid_side, unpatchify
 from genflow.layers.tangents import (
     Pair,
+    affine_tangent,
     attention_tangent,
     checkpointed,
     derivative,
@@ -85,10 +86,7 @@ class AdaptiveLayer(nn.Module):
             d_branch = linear_tangent(self.down, d_inner)
         return _gated(x, tangent, branch, d_branch, rules[5], d_rules[5])
 
-    @staticmethod
-    def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
-        """See :func:`genflow.layers.tangents.checkpointed`."""
-        return checkpointed(forward, compiled)
+    checkpointed = staticmethod(checkpointed)
 
 
 def _modulation_tangent(linear: nn.Linear, condition: Tensor, moving: Tensor | None, parts: int) -> Sequence:
@@ -213,10 +211,9 @@ class DiT(Backbone):
     @torch.no_grad()
     def _tangents(self, direction: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """The (n, T, W) and (n, 1, W) tangents of tokens and embedding."""
-        zero = self.patch_embedding(torch.zeros_like(direction[:1]))  # linear, but for its bias
         clocks = ((self.time_embedding, condition.time), (self.duration_embedding, condition.duration))
         moving = sum(derivative(embed, (at,), (torch.ones_like(at),)) for embed, at in clocks)
-        tangent = (self.patch_embedding(direction) - zero).flatten(2).mT
+        tangent = affine_tangent(self.patch_embedding, direction).flatten(2).mT
         # Under autocast, too, the sequence is in the precision of its positions.
         return tangent.to(self.positions.dtype), moving.unsqueeze(1)
 

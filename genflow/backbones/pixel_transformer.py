@@ -11,7 +11,7 @@ from genflow.backbones.base import Backbone
 from genflow.condition import Condition
 from genflow.layers.embeddings import ScalarEmbedding, axial_rotation, sequence_rotation
 from genflow.layers.patches import grid_side, unpatchify
-from genflow.layers.tangents import Pair, PairLayer, derivative, linear_tangent, norm_tangent
+from genflow.layers.tangents import Pair, PairLayer, affine_tangent, derivative, linear_tangent, norm_tangent
 from genflow.layers.transformer import RMSNorm
 from genflow.ranges import Depth, DepthOrNone, NotNegative, Positive
 from genflow.registry import BACKBONES
@@ -173,8 +173,7 @@ class PixelTransformer(Backbone):
             return sequence, None
         with torch.no_grad():
             moved = sequence.new_zeros(len(direction), *sequence.shape[1:])
-            # The embedding of patches is linear, but for its bias.
-            moved[:, self.prefix :] = self._embed_direction(direction).flatten(2).mT
+            moved[:, self.prefix :] = affine_tangent(self.patch_embedding, direction).flatten(2).mT
             if self.clock in self.tokens:
                 first = [*self.tokens].index(self.clock)
                 start = sum(tokens.shape[1] for tokens in [*self.tokens.values()][:first])
@@ -183,10 +182,6 @@ class PixelTransformer(Backbone):
                 moving = derivative(embedding, (times,), (torch.ones_like(times),))
                 moved[:, start : start + self.tokens[self.clock].shape[1]] = moving.unsqueeze(1)
         return sequence, moved
-
-    def _embed_direction(self, direction: Tensor) -> Tensor:
-        zero = self.patch_embedding(torch.zeros_like(direction[:1]))
-        return self.patch_embedding(direction) - zero
 
     def _scalars(self, condition: Condition) -> dict[str, Tensor]:
         """The (B,) number or label behind each kind of token."""

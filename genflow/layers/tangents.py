@@ -38,6 +38,12 @@ def linear_tangent(linear: nn.Linear, tangent: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def affine_tangent(affine: nn.Module, tangent: Tensor) -> Tensor:
+    """The derivative of a map that is linear but for its bias, whatever it is made of."""
+    return affine(tangent) - affine(torch.zeros_like(tangent[:1]))
+
+
+@torch.no_grad()
 def norm_tangent(norm: RMSNorm, x: Tensor, tangent: Tensor) -> Tensor:
     """The derivative of an RMSNorm at (n, ..., W) ``x`` along ``tangent``, in the precision of the gain."""
     x, tangent = x.to(norm.weight.dtype), tangent.to(norm.weight.dtype)
@@ -132,21 +138,6 @@ def carry(layer: TransformerLayer, x: Tensor, tangent: Tensor | None, angles: Te
     return _add(x, tangent, branch, d_branch, layer.feedforward_gate)
 
 
-class PairLayer(TransformerLayer):
-    """A layer that hands on a tangent beside its value; arguments as those of a TransformerLayer."""
-
-    def forward(self, x: Tensor, angles: Tensor, tangent: Tensor | None = None) -> Pair:
-        """(B, L, W), (L, d/2) angles and (n, L, W), or None where nothing moves, to the pair after the layer."""
-        if tangent is None:
-            return super().forward(x, angles=angles), None
-        return carry(self, x, tangent, angles)
-
-    @staticmethod
-    def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
-        """See :func:`checkpointed`."""
-        return checkpointed(forward, compiled)
-
-
 def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., Pair]:
     """A layer of pairs without its activations, which backward computes again; the tangent is computed once.
 
@@ -169,6 +160,18 @@ def checkpointed(forward: Callable[..., Pair], compiled: bool) -> Callable[..., 
         return checkpoint(value, *inputs, use_reentrant=False), kept[0]
 
     return run
+
+
+class PairLayer(TransformerLayer):
+    """A layer that hands on a tangent beside its value; arguments as those of a TransformerLayer."""
+
+    def forward(self, x: Tensor, angles: Tensor, tangent: Tensor | None = None) -> Pair:
+        """(B, L, W), (L, d/2) angles and (n, L, W), or None where nothing moves, to the pair after the layer."""
+        if tangent is None:
+            return super().forward(x, angles=angles), None
+        return carry(self, x, tangent, angles)
+
+    checkpointed = staticmethod(checkpointed)
 
 
 @torch.no_grad()
