@@ -33,6 +33,7 @@ MODELS = _Root(
     mm.MODELS,
     "backbones",
     "codecs",
+    "distribution_distances",
     "feature_encoders",
     "field_estimators",
     "flow_teachers",
@@ -125,6 +126,7 @@ TIME_SAMPLERS = KindRegistry("time sampler", MODELS)
 GUIDANCE = KindRegistry("guidance", MODELS)
 LOSSES = KindRegistry("loss", MODELS)
 CODECS = KindRegistry("codec", MODELS)
+DISTRIBUTION_DISTANCES = KindRegistry("distribution distance", MODELS)
 METHODS = KindRegistry("method", MODELS)
 DATASETS = KindRegistry("dataset", DATASETS_ROOT)
 HOOKS = KindRegistry("hook", HOOKS_ROOT)
@@ -180,6 +182,7 @@ KINDS: dict[str, KindRegistry] = {
         GUIDANCE,
         LOSSES,
         CODECS,
+        DISTRIBUTION_DISTANCES,
         METHODS,
         DATASETS,
         HOOKS,

@@ -21,6 +21,8 @@ from genflow.config.recipe import load_recipe, parse_yaml
 from genflow.config.sections import PrerequisiteSection, RecipeSections
 from genflow.config.slots import Mismatch, Node, Reference, Section
 from genflow.errors import UserError, nearest, shown
+from genflow.generators.base import Generator
+from genflow.methods.base import Method
 from genflow.weights import check_state
 
 #: Given the name of a prerequisite, returns the weights of its artifact, or the artifact itself.
@@ -178,7 +180,10 @@ class ComponentGraph:
                         f"found '${item.name}', expected one of the shared components and prerequisites "
                         f"({', '.join(sorted(targets)) or 'there are none'}){nearest(item.name, targets)}",
                     )
-                if item.kind not in (None, targets[item.name]):
+                if item.kind == Generator.kind:
+                    if item.name not in self.prerequisites:
+                        raise Mismatch(item.path, f"'${item.name}' is no prerequisite, which alone trains a generator")
+                elif item.kind not in (None, targets[item.name]):
                     raise Mismatch(item.path, f"'${item.name}' is a {targets[item.name]}, expected a {item.kind}")
                 if item.family is not None:
                     slots.check_family(self.target(item).cls, item.family, item.path)
@@ -203,7 +208,11 @@ class ComponentGraph:
 
     @property
     def artifact(self) -> Node:
-        """The node that a recipe gets which names this one as a prerequisite.
+        """The node that a recipe gets which names this one as a prerequisite; errors as :meth:`_find_artifact`."""
+        return self._find_artifact()[1]
+
+    def _find_artifact(self) -> tuple["ComponentGraph", Node]:
+        """The artifact's node, and the graph that it belongs to: a prerequisite's whose generator is trained on.
 
         Raises:
             Mismatch: the recipe leaves it out, or puts a prerequisite there.
@@ -213,11 +222,13 @@ class ComponentGraph:
             if part not in node.arguments:
                 raise Mismatch(f"{node.path}.{part}", "missing, it is what the recipe trains")
             node = node.arguments[part]
+            if isinstance(node, Reference) and node.kind == Generator.kind:
+                return self.prerequisites[node.name].graph._find_artifact()
             if isinstance(node, Reference):
                 if node.name in self.prerequisites:
                     raise Mismatch(node.path, f"'${node.name}' is trained already, expected what is to be trained")
                 node = self.components[node.name]
-        return node
+        return self, node
 
     def section(self, name: str, weights: WeightLoader | None = None) -> Any:
         """Build one section of the recipe, e.g. ``train_dataloader``, with its defaults.
@@ -256,12 +267,35 @@ class ComponentGraph:
         Raises:
             ValueError: the weights do not fit.
         """
+        owner, node = self._find_artifact()
         if state is None:
-            return built_on_meta(lambda: self._build(self.artifact, {}, None))
-        module = self._build(self.artifact, {}, None)
+            return built_on_meta(lambda: owner._build(node, {}, None))
+        module = owner._build(node, {}, None)
         check_state(module.state_dict(), state)
         module.load_state_dict(state)
         return module
+
+    def build_generator(self, state: Mapping[str, Tensor] | None = None) -> Generator:
+        """Build what samples and load its weights, or leave it on the meta device without them.
+
+        Raises:
+            UserError: the method trains no generator, or one that needs weights of prerequisites of its own.
+            ValueError: the weights do not fit.
+        """
+
+        def build() -> Method:
+            return self.build(for_training=False)
+
+        method = built_on_meta(build) if state is None else build()
+        generator = method.generator
+        if generator is None:
+            raise UserError(f"{self.source}: {type(method).__name__} trains no generator")
+        if state is not None:
+            check_state(method.artifact_module.state_dict(), state)
+            method.artifact_module.load_state_dict(state)
+            if any(tensor.is_meta for tensor in generator.state_dict().values()):
+                raise UserError(f"{self.source}: its samples take the weights of a prerequisite, beside its own")
+        return generator
 
     def build_argument(self, name: str) -> Any:
         """Build one argument of the model alone, such as its codec; None where the recipe does not give it."""
@@ -277,11 +311,16 @@ class ComponentGraph:
         def resolve(reference: Reference) -> Any:
             if reference.name in self.components:
                 return make(self.components[reference.name])
-            path = f"prerequisites.{reference.name}"
+            of_generator = reference.kind == Generator.kind
+            path = f"prerequisites.{reference.name}{'.generator' if of_generator else ''}"
             if path not in objects:
                 given = None if weights is None else weights(reference.name)
-                build = self.prerequisites[reference.name].graph.build_artifact
-                objects[path] = given if isinstance(given, nn.Module) else build(given)
+                graph = self.prerequisites[reference.name].graph
+                if of_generator:
+                    state = given.state_dict() if isinstance(given, nn.Module) else given
+                    objects[path] = graph.build_generator(state)
+                else:
+                    objects[path] = given if isinstance(given, nn.Module) else graph.build_artifact(given)
             return objects[path]
 
         try:

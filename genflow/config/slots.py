@@ -174,7 +174,8 @@ def _check_union(value: Any, choices: tuple, path: str) -> Any:
         if structured and (isinstance(value, dict) or (isinstance(value, str) and value.startswith("$"))):
             raise error
         bare = typing.get_args(choice)[0] if typing.get_origin(choice) is Annotated else choice
-        if isinstance(value, list) and typing.get_origin(bare) in _LISTS and error.path != path:
+        origins = _LISTS if isinstance(value, list) else _MAPPINGS if isinstance(value, dict) else ()
+        if typing.get_origin(bare) in origins and error.path != path:
             raise error
     raise _unexpected(value, typing.Union[choices], path)  # noqa: UP007
 
@@ -207,9 +208,11 @@ def check_component(value: Any, path: str) -> Node:
 
 
 def _check_slot(value: Any, kind_name: str, path: str) -> Node | Reference:
-    kind = KINDS[kind_name]
     if isinstance(value, str) and value.startswith("$"):
         return Reference(path, value[1:], kind_name)
+    if kind_name not in KINDS:  # of what a run makes, not a recipe
+        raise Mismatch(path, f"found {shown(value)}, expected $name, a prerequisite that trains {a_kind(kind_name)}")
+    kind = KINDS[kind_name]
     if not isinstance(value, dict):
         raise Mismatch(path, f"found {shown(value)}, expected {a_kind(kind_name)}: a mapping with 'type', or $name")
     if "type" not in value:

@@ -1,6 +1,5 @@
 """The training loop: one optimizer update after another, counted in updates."""
 
-import itertools
 import math
 import random
 import signal
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader
 from genflow.config.sections import TrainSection
 from genflow.engine.layers import telling_of_compilation
 from genflow.engine.memory import telling_what_saves_memory
-from genflow.engine.prefetch import Rows, rows_of
+from genflow.engine.prefetch import Rows, micro_batches_of, rows_of
 from genflow.engine.sharding import whole
 from genflow.engine.signals import TrainingStopped
 from genflow.engine.watchdog import BACKWARD, FORWARD, UPDATING, WAITING
@@ -169,7 +168,7 @@ class UpdateLoop(BaseLoop):
             TrainingDiverged: before the optimizer step, naming what is not finite.
         """
         model, method, optimizer = self.runner.model, self._method, self.runner.optim_wrapper
-        parts = self._divide(rows)
+        parts = micro_batches_of(rows, self.micro_batches)
         with optimizer.optim_context(method):
             parts = method.prepare(parts)
         optimizer.start_update(len(parts))
@@ -203,16 +202,6 @@ class UpdateLoop(BaseLoop):
         optimizer.step()
         method.after_update()
         return values
-
-    def _divide(self, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The micro-batches of an update."""
-        count = len(rows["labels"])
-        edges = [count * part // self.micro_batches for part in range(self.micro_batches + 1)]
-        return [
-            {name: value[start:end] for name, value in rows.items()}
-            for start, end in itertools.pairwise(edges)
-            if start != end
-        ]
 
     def _diverged(self, values: dict[str, float], diagnosis: str) -> TrainingDiverged:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}

@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
         betas: of Adam.
         eps: added to the norm of a matrix, and to the root of Adam's second moment.
         newton_schulz_steps: of the orthogonalisation.
-        newton_schulz_precision: of its products.
+        newton_schulz_precision: of its products on a GPU; a CPU without instructions for bfloat16 takes sixty times as
+            long, so that float32 it is on CPUs.
 
     Raises:
         ValueError: ``momentum`` or one of ``betas`` is 1, so that gradients would never count.
@@ -231,6 +232,7 @@ def _whole(part: Tensor, parameter: Tensor) -> Tensor:
 
 def _orthogonalize_together(stack: Tensor, eps: float, steps: int, precision: Precision) -> Tensor:
     """:func:`orthogonalize` of equal stacks in all processes, each of which works on its share with its neighbours."""
+    precision = precision if stack.is_cuda else "float32"
     rank, processes = get_dist_info()
     sharers = _sharers(processes)
     if sharers == 1:

@@ -1,5 +1,6 @@
 """The rows of the next update, made and copied to the device while the present update runs."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -85,6 +86,17 @@ def rows_of(batch: Mapping[str, Any], method: Method, device: torch.device) -> d
         method.feed.push(batch)
         batch = method.feed.rows(batch)
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def micro_batches_of(rows: Mapping[str, Any], parts: int) -> list[dict[str, Any]]:
+    """The rows of an update in so many parts of about the same size; fewer where there are fewer rows."""
+    count = len(rows["labels"])
+    edges = [count * part // parts for part in range(parts + 1)]
+    return [
+        {name: value[start:end] for name, value in rows.items()}
+        for start, end in itertools.pairwise(edges)
+        if start != end
+    ]
 
 
 def _tensors(rows: Mapping[str, Any]) -> Iterator[Tensor]:

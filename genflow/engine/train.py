@@ -1,6 +1,7 @@
 """Train a recipe: prerequisites first, then a run folder that holds the artifact."""
 
 import itertools
+import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,6 +27,7 @@ from genflow.engine.fine_tuning import start_from
 from genflow.engine.layers import apply_layer_settings
 from genflow.engine.lock import working_in
 from genflow.engine.optimizer import build_optimizer
+from genflow.engine.prefetch import micro_batches_of, rows_of
 from genflow.engine.preflight import AUTO, Checked, check, check_prerequisite, check_untrained, find_resume, say
 from genflow.engine.resume import given_file, kept_prerequisites, resumed_recipe, run_of, write_given
 from genflow.engine.schedule import build_schedulers
@@ -39,6 +41,7 @@ from genflow.runs.folder import RAW, Run, RunFolder
 from genflow.weights import read_weights
 
 if TYPE_CHECKING:
+    from genflow.engine.loop import AutocastOptimWrapper
     from genflow.engine.runner import Runner
 
 
@@ -260,6 +263,8 @@ def _build_runner(
     sharing["stored"] = None if method.feed is None else method.feed.stored
     loader_from = partial(build_loader, checked.data.dataset, checked.data.batch_size, seed, **sharing)
     _refill(method, loader_from, state.step)
+    if state.step == 0:
+        _observe(method, loader_from(0), checked.data.batch_size, section.micro_batches, optimizer)
     cost = f"generator: {summarize(checked.cost)}" if checked.cost else f"{len(parameters)} trained tensors"
     return Runner(
         state,
@@ -279,6 +284,21 @@ def _refill(method: Method, loader_from: Callable[[int], Iterable], start: int) 
         batches = itertools.islice(loader_from(start - count), count)
         for batch in track(batches, "reading past samples", total=count, disable=not is_main_process()):
             method.feed.push(batch)
+
+
+def _observe(
+    method: Method, loader: Iterable, batch_size: int, micro_batches: int, optimizer: "AutocastOptimWrapper"
+) -> None:
+    """Show the method the first samples of the stream, as many as it wants to see before the first update."""
+    count = math.ceil(method.start_samples / batch_size)
+    if not count:
+        return
+    device = training_device()
+    batches = itertools.islice(loader, count)
+    for batch in track(batches, "statistics of the start", total=count, disable=not is_main_process()):
+        for part in micro_batches_of(rows_of(batch, method, device), micro_batches):
+            with optimizer.optim_context(method):
+                method.observe(**part)
 
 
 def _run(runner: "Runner") -> float:

@@ -18,9 +18,9 @@ from typing import Annotated
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
-from torch.autograd import Function
 
 from genflow.field_estimators.base import Drift, DriftEstimator, DriftStatistics, FeaturePart, FeatureSets
+from genflow.layers.known_slope import KnownSlope
 from genflow.layers.precision import full_precision
 from genflow.ranges import Above0, Length, Positive
 
@@ -104,7 +104,7 @@ class PairwiseDrift(DriftEstimator):
                 values, slopes = family.losses(known)
             found |= dict(zip(family.names, known, strict=True))
             for name, value, slope in zip(family.names, values, slopes, strict=True):
-                losses[name] = _Regression.apply(features[name].generated, value, slope)
+                losses[name] = KnownSlope.apply(features[name].generated, value, slope)
         # In the order of the features, whatever the families.
         return Drift({name: losses[name] for name in features}, {name: found[name] for name in features})
 
@@ -357,17 +357,3 @@ def _divide(features: int, labels: int, positions: int, groups: int) -> Iterator
             slice(label, label + label_step),
             slice(position, position + position_step),
         )
-
-
-class _Regression(Function):
-    """A loss whose value and slope are known: the square of the way to a target that carries no gradient."""
-
-    @staticmethod
-    def forward(ctx, generated: Tensor, losses: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return losses.clone()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad.view(-1, 1, 1, 1).to(slope.dtype), None, None

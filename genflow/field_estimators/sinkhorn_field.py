@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from genflow.field_estimators.pairwise_drift import Counts, PairwiseDrift
+from genflow.layers.sinkhorn import entropic_potentials
 from genflow.ranges import Steps
 from genflow.registry import FIELD_ESTIMATORS
 
@@ -68,10 +69,7 @@ class SinkhornField(PairwiseDrift):
             two (n, I, J): rows that sum to 1, and columns that sum to 1.
         """
         rows, columns = rows.log_softmax(dim=1), columns.log_softmax(dim=1)
-        row_potential, column_potential = torch.zeros_like(rows), torch.zeros_like(columns)
-        for _ in range(self.iterations):
-            row_potential = -torch.logsumexp(affinity + (columns + column_potential).unsqueeze(1), dim=2)
-            column_potential = -torch.logsumexp(affinity + (rows + row_potential).unsqueeze(2), dim=1)
+        row_potential, column_potential = entropic_potentials(affinity, rows, columns, self.iterations)
         return (
             (affinity + (columns + column_potential).unsqueeze(1)).softmax(dim=2),
             (affinity + (rows + row_potential).unsqueeze(2)).softmax(dim=1),

@@ -25,6 +25,8 @@ class Generator(nn.Module):
         default_guidance: the scale used when none is asked for.
     """
 
+    #: A recipe cannot build one; in a slot it names a prerequisite that trains one.
+    kind = "generator"
     #: Sequential evaluations of the network per image.
     nfe: int = 1
     #: The smallest guidance scale that has a meaning.

@@ -1,6 +1,7 @@
 """The contract of methods: trainable systems that wire components together, without layers of their own."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModel
@@ -15,7 +16,7 @@ from genflow.weights import check_state
 class Method(BaseModel):
     """A trainable system.
 
-    A subclass lists in ``frozen`` its components that training leaves alone (some may be None), and in
+    A subclass lists in ``frozen`` its components (dotted paths) that training leaves alone (some may be None), and in
     ``artifact`` the constructor argument (a dotted path) whose weights a run saves: the generator's network, or
     what the method trains for other recipes, which get it when they name this one as a prerequisite. The
     constructor builds ``generator`` from its components, sharing their weights; a method that trains something
@@ -31,6 +32,8 @@ class Method(BaseModel):
     #: Figures of :meth:`forward` that say best how training gets on; logs show them first.
     progress: tuple[str, ...] = ()
     feed: Feed | None = None
+    #: Samples of the stream that :meth:`observe` sees before the first update.
+    start_samples: int = 0
 
     def __init__(self):
         super().__init__()
@@ -69,18 +72,20 @@ class Method(BaseModel):
 
     def freeze(self) -> None:
         """Take gradients from the frozen components and keep them in evaluation mode; call it last."""
-        for name in self.frozen:
-            component = getattr(self, name)
-            if component is not None:
-                component.requires_grad_(False)
+        for component in self._frozen():
+            component.requires_grad_(False)
         self.train()
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        for name in self.frozen:
+            component = operator.attrgetter(name)(self)
+            if component is not None:
+                yield component
 
     def train(self, mode: bool = True) -> "Method":
         super().train(mode)
-        for name in self.frozen:
-            component = getattr(self, name, None)
-            if component is not None:
-                component.eval()
+        for component in self._frozen():
+            component.eval()
         if self.generator is not None:
             self.generator.training = mode  # its modules are the method's own
         return self
@@ -120,6 +125,12 @@ class Method(BaseModel):
             parts: the arguments of every micro-batch of an update; there may be one only.
         """
         return list(parts)
+
+    def observe(self, images: Tensor, labels: Tensor, draws: Draws) -> None:
+        """Take samples into the statistics with which training starts, without an update; arguments as :meth:`forward`.
+
+        Called as often as :attr:`start_samples` asks for, before the first update of a run alone.
+        """
 
     def diagnose(self, parts: Sequence[Mapping[str, Any]]) -> str:
         """After a term was not finite: more about where, or nothing.

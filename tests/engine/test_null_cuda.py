@@ -87,6 +87,17 @@ def test_planted_faults_are_found(environment):
     assert any(place.startswith("planted.py:") for place in reports["asking"]["waits"])
 
 
+def test_the_exact_inverse_is_recorded_without_forbidden_calls(environment):
+    command = [sys.executable, "-W", "ignore", "tests/null_cuda/captured.py"]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    report = json.loads(run.stdout)
+    assert report["recorded"]["forbidden"] == report["replayed"]["forbidden"] == 0
+    # A graph a block, and copies to and from its memory.
+    assert report["blocks"] < report["replayed"]["launches"] < 20 < report["recorded"]["launches"]
+    assert report["planted"] > 0
+
+
 def train(environment, work_dir, *options, processes=1):
     """The training tool, one process or several as Slurm starts them, each of which sees the one device."""
     tool = ["tests/null_cuda/run_tool.py", "tools/train.py", "recipes/pmf_digits.yaml", "--work-dir", str(work_dir)]

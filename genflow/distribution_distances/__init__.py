@@ -1,0 +1,5 @@
+from genflow.distribution_distances.drift import DriftDistance
+from genflow.distribution_distances.frechet import FrechetDistance
+from genflow.distribution_distances.kernel import KernelDistance
+from genflow.distribution_distances.sinkhorn import SinkhornDivergence
+from genflow.distribution_distances.sliced_wasserstein import SlicedWasserstein
