@@ -17,6 +17,7 @@ KINDS = [
     "flow_teachers",
     "guidance",
     "inverse_heads",
+    "distribution_distances",
     "losses",
     "time_samplers",
 ]

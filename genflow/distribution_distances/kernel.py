@@ -53,19 +53,20 @@ class KernelDistance(DistributionDistance):
 
     def begin(self, positions: int, width: int) -> None:
         self.register_buffer("scale", torch.zeros(positions, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         if self.landmarks:
             self.register_buffer("marks", torch.zeros(positions, self.landmarks, width))
             self.register_buffer("marked", torch.zeros((), dtype=torch.int64))
             self.register_buffer("affinity", torch.zeros(positions, self.landmarks, dtype=torch.float64))
-            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
     def observe(self, generated: Tensor, real: Tensor) -> None:
         """As in the contract; the first real samples are the landmarks, all of them what lies between."""
         points = real.transpose(0, 1)
         if not self.landmarks:
-            if not self.scale.any():
+            if not self.count:
                 self.scale.copy_(_mean_square_distance(points))
+            self.count += points.shape[1]
             return
         marked = int(self.marked)
         taken = min(self.landmarks - marked, points.shape[1])
@@ -73,7 +74,7 @@ class KernelDistance(DistributionDistance):
         self.marked += taken
         if int(self.marked) < self.landmarks:
             return
-        if not self.scale.any():
+        if not self.count:
             self.scale.copy_(_mean_square_distance(self.marks))
             points = torch.cat([self.marks.to(points.dtype), points[:, taken:]], dim=1)  # earlier ones are all marks
         self.count += points.shape[1]
@@ -109,7 +110,7 @@ class KernelDistance(DistributionDistance):
     def _started(self) -> bool:
         # Known on the host: to ask the buffer would wait for the device in every update.
         if not getattr(self, "_has_started", False):
-            self._has_started = bool(self.scale.any())
+            self._has_started = bool(self.count > 0)
         return self._has_started
 
     def _landmark_weights(self, marks: Tensor) -> Tensor:
