@@ -1,9 +1,11 @@
 """Post-training: parts and processes that change nothing, Drifting as a special case, held-out distances, refusals."""
 
 import itertools
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from genflow.backbones import DiT, LightningDiT
@@ -98,6 +100,32 @@ def test_micro_batches_change_nothing(edges):
     ):
         torch.testing.assert_close(terms, expected)
         torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-7)
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    method, found = build(), []
+    for update in range(2):
+        method.zero_grad()
+        terms = method(**part(batch(update), rank * BATCH // 2, (rank + 1) * BATCH // 2))
+        terms["loss"].backward()
+        gradients = {name: value.grad for name, value in method.trained_parameters().items()}
+        found.append(({name: value.detach() for name, value in terms.items()}, gradients))
+        method.after_update()
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    multiprocessing.set_forkserver_preload(["torch"])  # its import takes longer than the test
+    torch.multiprocessing.start_processes(process, (tmp_path,), 2, start_method="forkserver")
+    halves = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    for (first, second), (terms, gradients) in zip(halves, updates(build(), [0, BATCH]), strict=True):
+        assert first[0] == second[0]
+        torch.testing.assert_close(first[0], terms)
+        means = {name: (value + second[1][name]) / 2 for name, value in first[1].items()}
+        torch.testing.assert_close(means, gradients, rtol=1e-4, atol=1e-7)
 
 
 def test_an_encoder_of_several_distances_runs_once():
