@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,11 +162,36 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for entry in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(entry), dict):
             state = state[entry]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
+    if not _is_state(state):
         raise UserError(f"{path}: not a state dictionary: expected tensors by name")
     return state
+
+
+def read_states(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read all state dictionaries in a file, by their entries; the only one of a file that is one itself is ''.
+
+    A checkpoint's arguments may be in it, as argparse has them, if they are plain values.
+
+    Raises:
+        UserError: as :func:`read_state`.
+    """
+    if path.suffix == ".safetensors":
+        return {"": read_weights(path)}
+    with torch.serialization.safe_globals([Namespace]):
+        content = _unpickle(path, "weights file")
+    if _is_state(content):
+        return {"": content}
+    entries = content.items() if isinstance(content, dict) else ()
+    states = {name: value for name, value in entries if isinstance(name, str) and _is_state(value) and value}
+    if not states:
+        raise UserError(f"{path}: not a state dictionary: expected tensors by name")
+    return states
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items()
+    )
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

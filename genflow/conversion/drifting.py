@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from genflow.conversion.names import translate
+
 _BLOCK = "LightningDiT_0/blocks_{}/"
 _STAGE = "encoder/stages_{}/layers_{}/"
 _UPS = ("decoder/up43/", "decoder/up32/", "decoder/up21/", "decoder/up10/")
@@ -77,7 +79,7 @@ def from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[_TABLES[path]] = value.squeeze(0)
             continue
         module, _, end = path.rpartition("/")
-        ours = _translate(module, _MODULES) if end in (*_WEIGHTS, "bias") else None
+        ours = translate(module, _MODULES) if end in (*_WEIGHTS, "bias") else None
         if ours is None:
             raise ValueError(f"'{path}' has no counterpart")
         name = f"{ours}.{'bias' if end == 'bias' else 'weight'}"
@@ -104,7 +106,7 @@ def to_jax(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if module.endswith(".gate_up"):
             parts = {f"{module}.{index}": part for index, part in enumerate(whole.chunk(2))}
         for part, value in parts.items():
-            theirs = _translate(part, modules)
+            theirs = translate(part, modules)
             if theirs is None:
                 raise ValueError(f"'{name}' has no counterpart")
             if end == "bias":
@@ -116,11 +118,3 @@ def to_jax(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             else:
                 converted[f"{theirs}/kernel"] = value.t() if value.dim() == 2 else value.permute(2, 3, 1, 0)
     return converted
-
-
-def _translate(module: str, names: Mapping[str, str]) -> str | None:
-    for old, new in names.items():
-        match = re.fullmatch(re.escape(old).replace(r"\{\}", r"(\d+)"), module)
-        if match:
-            return new.format(*match.groups())
-    return None

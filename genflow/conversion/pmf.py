@@ -1,4 +1,4 @@
-"""Names and shapes of pMF's released weights in terms of PixelTransformer (docs/model_zoo.md)."""
+"""Names and shapes of pMF's and iMF's released weights in terms of PixelTransformer (docs/model_zoo.md)."""
 
 import re
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from torch import Tensor
 _NAMES = {
     "x_embedder.proj1.{}": "patch_embedding.0.{}",
     "x_embedder.proj2.{}": "patch_embedding.1.{}",
+    "x_embedder.proj.{}": "patch_embedding.{}",
     "h_embedder.mlp.{}": "embeddings.duration.{}",
     "omega_embedder.mlp.{}": "embeddings.guidance.{}",
     "cfg_t_start_embedder.mlp.{}": "embeddings.interval_start.{}",
@@ -47,6 +48,8 @@ _STACKED = {
 }
 #: Rotary angles as complex numbers, which are computed again.
 ROTATION = "rope_freqs"
+#: The official networks wrap linear maps and tables, and so do those of FD-Loss (arXiv 2604.28190), under other names.
+_WRAPPER = re.compile(r"(?<!_final_layer)\.(_flax_linear|_flax_embedding|linear|embedding)(?=\.(weight|bias)$)")
 
 
 def from_torch(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]:
@@ -127,8 +130,8 @@ def _kernel(value: Tensor) -> Tensor:
 
 
 def plain_name(name: str) -> str:
-    """An official name without its wrappers."""
-    return name.removeprefix("net.").replace("._flax_linear.", ".").replace("._flax_embedding.", ".")
+    """An official name, or one of FD-Loss, without wrappers."""
+    return _WRAPPER.sub("", name.removeprefix("net."))
 
 
 def _translate(name: str, names: Mapping[str, str], layer_names: Mapping[str, str]) -> str:

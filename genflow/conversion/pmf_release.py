@@ -1,6 +1,7 @@
-"""A released file of pMF's weights, recognised and checked, to a run folder."""
+"""A released file of pMF's or iMF's weights, recognised and checked, to a run folder."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,16 +16,50 @@ from genflow.layers.embeddings import axial_rotation
 from genflow.runs.converted import check_free, write_run
 from genflow.weights import check_state, read_state
 
-#: Recipes of the released sizes by side of a patch, width, and layers of trunk and main head.
-_SIZES = {
-    (16, 768, 16): "pmf_b16_imagenet256",
-    (16, 1024, 32): "pmf_l16_imagenet256",
-    (16, 1280, 48): "pmf_h16_imagenet256",
-    (32, 768, 16): "pmf_b32_imagenet512",
-    (32, 1024, 32): "pmf_l32_imagenet512",
-    (32, 1280, 48): "pmf_h32_imagenet512",
-}
-#: The auxiliary head, which exists for training, has the layers of the main head.
+
+@dataclass(frozen=True)
+class _Project:
+    """What tells the released files of a project.
+
+    Args:
+        name: as people call it.
+        patches: the name of the map of patches, whose last axis is a side of one.
+        tokens: a name whose last axis is the width.
+        sizes: recipes by side of a patch, width, and layers of trunk and main head.
+    """
+
+    name: str
+    patches: str
+    tokens: str
+    sizes: Mapping[tuple[int, int, int], str]
+
+
+_PMF = _Project(
+    "pMF",
+    "x_embedder.proj1.weight",
+    "pos_embed",
+    {
+        (16, 768, 16): "pmf_b16_imagenet256",
+        (16, 1024, 32): "pmf_l16_imagenet256",
+        (16, 1280, 48): "pmf_h16_imagenet256",
+        (32, 768, 16): "pmf_b32_imagenet512",
+        (32, 1024, 32): "pmf_l32_imagenet512",
+        (32, 1280, 48): "pmf_h32_imagenet512",
+    },
+)
+_IMF = _Project(
+    "iMF",
+    "x_embedder.proj.weight",
+    "class_tokens",
+    {
+        (2, 768, 12): "imf_b2_imagenet",
+        (2, 768, 24): "imf_m2_imagenet",
+        (2, 1024, 32): "imf_l2_imagenet",
+        (2, 1024, 48): "imf_xl2_imagenet",
+    },
+)
+#: The auxiliary head, which exists for training, has the layers of the main head. Networks that were made for sampling
+#: have its output alone.
 _AUXILIARY = {"u_heads.": "v_heads.", "u_final_layer.": "v_final_layer."}
 
 
@@ -42,19 +77,29 @@ def convert_pmf(file: Path, out: Path, recipes: Path, recipe: Path | None = None
         UserError: ``file`` is no such file, or lacks or has more than the network of the recipe; nothing has been
             written.
     """
+    return _convert(_PMF, file, out, recipes, recipe)
+
+
+def convert_imf(file: Path, out: Path, recipes: Path, recipe: Path | None = None) -> Path:
+    """As :func:`convert_pmf`, of iMF."""
+    return _convert(_IMF, file, out, recipes, recipe)
+
+
+def _convert(project: _Project, file: Path, out: Path, recipes: Path, recipe: Path | None) -> Path:
     check_free(out)
     state = _read(file)
     if recipe is None:
-        recipe = recipes / f"{_find_size(file, state)}.yaml"
+        recipe = recipes / f"{_find_size(project, file, state)}.yaml"
     graph = ComponentGraph.load(recipe)
     network = graph.build_artifact()
     if not isinstance(network, PixelTransformer):
-        raise UserError(f"{recipe}: model: trains a {type(network).__name__}, pMF's weights are a PixelTransformer's")
+        found = type(network).__name__
+        raise UserError(f"{recipe}: model: trains a {found}, {project.name}'s weights are a PixelTransformer's")
     channels = network.image_shape[0]
     try:
         expected = to_torch(network.state_dict(), channels)
     except ValueError as error:
-        raise UserError(f"{recipe}: not the network of pMF: {error}") from None
+        raise UserError(f"{recipe}: not the network of {project.name}: {error}") from None
     try:
         _check(state, expected, network)
     except ValueError as error:
@@ -76,21 +121,23 @@ def _read(file: Path) -> dict[str, Tensor]:
         plain = plain_name(name)
         if plain in state:
             raise UserError(f"{file}: has '{plain}' twice, with and without wrappers")
-        state[plain] = value
+        # Tokens are a batch of one in pMF's own networks only.
+        state[plain] = value.unsqueeze(0) if plain.endswith("_tokens") and value.dim() == 2 else value
     return state
 
 
-def _find_size(file: Path, state: Mapping[str, Tensor]) -> str:
-    for name in ("x_embedder.proj1.weight", "pos_embed"):
+def _find_size(project: _Project, file: Path, state: Mapping[str, Tensor]) -> str:
+    names = (project.patches, project.tokens)
+    for name in names:
         if name not in state:
-            raise UserError(f"{file}: not the weights of pMF: '{name}' is missing")
-    patch, width = (state[name].shape[-1:] for name in ("x_embedder.proj1.weight", "pos_embed"))
+            raise UserError(f"{file}: not the weights of {project.name}: '{name}' is missing")
+    patch, width = (state[name].shape[-1:] for name in names)
     layers = {tuple(name.split(".")[:2]) for name in state if name.startswith(("shared_blocks.", "u_heads."))}
     size = (*patch, *width, len(layers))
-    if size not in _SIZES:
-        names = "patch size, width and layers"
-        raise UserError(f"{file}: {names} are {size}, which was not released; give its recipe with --recipe")
-    return _SIZES[size]
+    if size not in project.sizes:
+        what = "patch size, width and layers"
+        raise UserError(f"{file}: {what} are {size}, which was not released; give its recipe with --recipe")
+    return project.sizes[size]
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: PixelTransformer) -> None:
@@ -100,8 +147,8 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], network:
         ValueError: a key, a shape, a kind of number or the rotary angles are others.
     """
     expected = dict(expected)
-    if any(name.startswith(tuple(_AUXILIARY.values())) for name in state):
-        for main, auxiliary in _AUXILIARY.items():
+    for main, auxiliary in _AUXILIARY.items():
+        if any(name.startswith(auxiliary) for name in state):
             expected |= {
                 name.replace(main, auxiliary, 1): value for name, value in expected.items() if name.startswith(main)
             }

@@ -26,7 +26,7 @@ def check_free(out: Path) -> None:
         raise UserError(f"{out}: is there already; name another folder")
 
 
-def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], source: Path) -> None:
+def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], source: Path, entry: str = "") -> None:
     """Write the folder of a finished run.
 
     Args:
@@ -34,6 +34,7 @@ def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], s
         graph: its checked recipe.
         weights: of its artifact, checked.
         source: the file that they come from, for metrics.json.
+        entry: which weights of the file, where it has several.
     """
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,7 +46,7 @@ def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], s
         run = RunFolder(partial)
         run.write_recipe(graph)
         write_weights(run.weights_file(), weights)
-        origin = {"file": source.name, "sha256": digest}
+        origin = {"file": source.name, "sha256": digest} | ({"entry": entry} if entry else {})
         run.write_metrics({"converted_from": origin, "updates": None, "generator": cost})
         run.metrics_lock.unlink(missing_ok=True)  # nobody else knows this folder yet
         os.replace(partial, out)

@@ -71,6 +71,29 @@ def test_one_step_models_in_latents(recipe, millions, gmacs, auxiliary):
 @pytest.mark.parametrize(
     ("recipe", "parameters", "gmacs"),
     [
+        ("jit_b16_imagenet256", 131_123_712, 25.25),
+        ("jit_l16_imagenet256", 458_877_664, 88.03),
+        ("jit_h16_imagenet256", 952_514_368, 182.1),
+        ("jit_b32_imagenet512", 133_190_400, 25.78),
+        ("jit_l32_imagenet512", 461_534_176, 88.71),
+        ("jit_h32_imagenet512", 956_055_616, 183.0),
+    ],
+)
+def test_sizes_of_jit(recipe, parameters, gmacs):
+    """The paper has whole millions and whole billions (arXiv 2511.13720, tables 7 and 8)."""
+    graph = ComponentGraph.load(RECIPES / f"{recipe}.yaml")
+    generator = build_on_meta(graph, for_training=False).generator
+    assert sum(parameter.numel() for parameter in generator.network.parameters()) == parameters
+    published = graph.section("published")
+    assert published["params_m"] == round(parameters / 1e6) and published["gflops"] == round(gmacs)
+    if "_b" in recipe:  # tracing the larger ones takes seconds
+        cost = count_generator(generator)  # one of the evaluations that a sample takes
+        assert cost.generator_macs / 1e9 == pytest.approx(gmacs, rel=0.001) and cost.nfe == 99
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "gmacs"),
+    [
         ("drift_ablation_imagenet", 132_708_880, 24.5),
         ("drift_b2_imagenet", 132_708_880, 24.5),
         ("drift_l2_imagenet", 462_909_456, 86.4),

@@ -16,6 +16,7 @@ TRANSFORMER = {**SIZES, "patch_size": 2, "heads": 4}
 BACKBONES = {
     "DiT": {**TRANSFORMER, "depth": 2},
     "GroupedTransformer": {**TRANSFORMER, "groups": 2, "layers": 1, "denoise_layers": 1},
+    "JiT": {**TRANSFORMER, "depth": 2, "bottleneck": 8, "context_tokens": 2, "context_start": 1, "clock": "duration"},
     # It has no "no class", which guidance needs, and the method draws no style.
     "LightningDiT": {**TRANSFORMER, "depth": 2, "num_classes": 0, "context_tokens": 2, "style_codebooks": 0},
     "MLP": {**SIZES, "layers": 4},

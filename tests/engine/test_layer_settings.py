@@ -30,6 +30,7 @@ NETWORKS = {
     "DiT": {**TRANSFORMER, "depth": 2},
     "GroupedMLP": {**SIZES, "groups": 2, "layers": 1, "denoise_layers": 1},
     "GroupedTransformer": {**TRANSFORMER, "groups": 2, "layers": 1, "denoise_layers": 1},
+    "JiT": {**TRANSFORMER, "depth": 2, "bottleneck": 4, "context_tokens": 2, "context_start": 1},
     "LightningDiT": {**TRANSFORMER, "depth": 2, "context_tokens": 1, "style_codebooks": 2, "style_entries": 4},
     "MLP": {**SIZES, "layers": 3},
     "PixelTransformer": {**TRANSFORMER, "depth": 2, "head_depth": 1, "auxiliary_depth": 1},

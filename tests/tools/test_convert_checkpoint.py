@@ -3,6 +3,7 @@
 What is refused of Drifting's releases, tests/conversion has.
 """
 
+import argparse
 import json
 import os
 import stat
@@ -15,8 +16,10 @@ import pytest
 import started
 import torch
 
+from genflow.backbones import JiT
 from genflow.condition import Condition
 from genflow.config.recipe import dump_yaml, load_recipe
+from genflow.conversion.jit import to_torch
 from genflow.conversion.pmf_release import convert_pmf
 from genflow.runs.folder import open_run
 
@@ -200,6 +203,44 @@ def test_a_drifting_release_becomes_a_run_that_samples(here):
     assert images.shape == (3, 3, 16, 16) and not images[0].equal(images[1])
 
 
+def released_jit(seed=0):
+    """A small JiT as the authors write it, and its recipe."""
+    torch.manual_seed(seed)
+    backbone = {"image_size": 8, "patch_size": 4, "width": 24, "depth": 2, "heads": 2, "num_classes": 5}
+    backbone |= {"bottleneck": 6, "context_tokens": 3, "context_start": 1}
+    network = JiT(**backbone)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model = {
+        "type": "FlowMatching",
+        "backbone": {"type": "JiT", **backbone},
+        "field": {"type": "InstantaneousVelocity"},
+        "times": {"type": "LogitNormalTimes", "mean": 0.0, "std": 1.0, "region": "r_equals_t"},
+        "codec": {"type": "Identity", "image_size": 8},
+        "loss": {"type": "SquaredError"},
+        "steps": 2,
+    }
+    Path("tiny.yaml").write_text(dump_yaml({"model": model}), encoding="utf-8")
+    state = to_torch({**network.state_dict(), "positions": network.positions})
+    return {f"net.{name}": value for name, value in state.items()}
+
+
+def test_a_jit_release_becomes_a_run_that_samples(here):
+    states = {"model": released_jit(1), "model_ema1": released_jit(2)}
+    torch.save({**states, "epoch": 599, "args": argparse.Namespace(model="JiT-B/16")}, "jit.pth")
+    assert run("convert_checkpoint", "jit", "jit.pth", "runs/jit", "--recipe", "tiny.yaml") == (
+        "runs/jit: model_ema1 of jit.pth with tiny.yaml\n"
+    )
+    folder = Path("runs/jit")
+    assert sorted(os.listdir(folder)) == ["generator.safetensors", "metrics.json", "recipe.yaml"]
+    origin = json.loads((folder / "metrics.json").read_text())["converted_from"]
+    assert (origin["file"], origin["entry"]) == ("jit.pth", "model_ema1")
+    generator = open_run(folder).generator()
+    assert generator.network.norm.weight.equal(states["model_ema1"]["net.final_layer.norm_final.weight"])
+    images = generator.sample(torch.tensor([2, 2, 3]), seed=0, guidance=1.5)
+    assert images.shape == (3, 3, 8, 8) and not images[0].equal(images[1])
+
+
 # What is refused
 
 
@@ -236,6 +277,10 @@ FIT = "pmf.pt: does not fit tiny.yaml: "
         (lambda s: s.update({"net.pos_embed": torch.zeros(())}), f"{FIT}'pos_embed' has shape (), expected (1, 23, "),
         (
             lambda s: s.update({"net.v_final_layer.norm.weight": torch.zeros(48)}),
+            f"{FIT}'v_final_layer.linear.",
+        ),
+        (
+            lambda s: s.update({"net.v_heads.0.norm1.weight": torch.zeros(48)}),
             f"{FIT}'v_heads.0.",
         ),
         (lambda s: s.update({"pos_embed": torch.zeros(1)}), "pmf.pt: has 'pos_embed' twice, with and without wrappers"),
@@ -258,6 +303,61 @@ def test_a_file_that_does_not_fit(refused, here, change, message):
     change(state)
     assert refused_state(refused, state, "--recipe", "tiny.yaml").startswith(f"error: {message}")
     assert not (here / "marker").exists()
+
+
+BLOCK = "net.blocks.1"
+JIT_FIT = "jit.pth: does not fit tiny.yaml: "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop(f"{BLOCK}.mlp.w12.bias"), f"{JIT_FIT}'blocks.1.mlp.w12.bias' is missing from the file"),
+        (lambda s: s.update({f"{BLOCK}.norm3.weight": torch.zeros(1)}), f"{JIT_FIT}'blocks.1.norm3.weight' is not in"),
+        (
+            lambda s: s.update({"net.in_context_posemb": torch.zeros(1, 4, 24)}),
+            f"{JIT_FIT}'in_context_posemb' has shape (1, 4, 24), expected (1, 3, 24)",
+        ),
+        (
+            lambda s: s.update({"net.pos_embed": s["net.pos_embed"] + 1e-3}),
+            f"{JIT_FIT}'pos_embed' are no sines and cosines; a recipe with learned_positions: true takes it",
+        ),
+        (
+            lambda s: s.update({f"{BLOCK}.norm1.weight": torch.ones(24).long()}),
+            f"{JIT_FIT}'blocks.1.norm1.weight' holds numbers of type int64",
+        ),
+        (lambda s: s.update({"pos_embed": torch.zeros(1)}), "jit.pth: has weights twice, with and without 'net.'"),
+        (lambda s: s.update({"net.pos_embed": Payload()}), "jit.pth: refused: a weights file may hold tensors "),
+        (lambda s: s.update({"net.pos_embed": 3}), "jit.pth: not a state dictionary: expected tensors by name"),
+    ],
+)
+def test_a_file_of_jit_that_does_not_fit(refused, here, change, message):
+    state = released_jit()
+    change(state)
+    torch.save(state, "jit.pth")
+    line = refused("convert_checkpoint", "jit", "jit.pth", "run", "--recipe", "tiny.yaml")
+    assert line.startswith(f"error: {message}") and not (here / "marker").exists()
+
+
+def test_weights_and_recipes_of_jit_that_are_not_there(refused):
+    torch.save({"model": released_jit(), "model_ema1": released_jit()}, "jit.pth")
+    line = refused("convert_checkpoint", "jit", "jit.pth", "run", "--weights", "model_ema2")
+    assert line.startswith("error: jit.pth: has no weights 'model_ema2'; nearest match: 'model_ema1' (it has: model, ")
+    assert refused("convert_checkpoint", "jit", "jit.pth", "run") == (
+        "error: jit.pth: patch size, width and layers are (4, 24, 2), which was not released; give its recipe with "
+        "--recipe"
+    )
+    recipe = ROOT / "recipes" / "pmf_digits.yaml"
+    line = refused("convert_checkpoint", "jit", "jit.pth", "run", "--recipe", recipe)
+    assert line.endswith("pmf_digits.yaml: model: trains a PixelTransformer, JiT's weights are a JiT's")
+    torch.save(released(), "pmf.pt")
+    line = refused("convert_checkpoint", "jit", "pmf.pt", "run")
+    assert line.startswith("error: pmf.pt: patch size, width and layers are (8, 48, 0), which was not released")
+    assert refused("convert_checkpoint", "imf", "pmf.pt", "run") == (
+        "error: pmf.pt: not the weights of iMF: 'x_embedder.proj.weight' is missing"
+    )
+    line = refused("convert_checkpoint", "imf", "jit.pth", "run", "--recipe", recipe)
+    assert line.startswith("error: jit.pth: does not fit ")
 
 
 def test_files_of_another_kind(refused, tmp_path):
