@@ -19,6 +19,7 @@ BENCHMARKS = {
     "inverse": ("inverse", "InverseOptions", "benchmark_inverse", "inverse_table"),
     "train-step": ("train_step", "TrainStepOptions", "benchmark_train_step", "train_step_table"),
     "drift-loss": ("drift_loss", "DriftLossOptions", "benchmark_drift_loss", "drift_loss_table"),
+    "distance": ("distance", "DistanceOptions", "benchmark_distance", "distance_table"),
     "data": ("data", "DataOptions", "benchmark_data", "data_table"),
 }
 PRECISIONS = ["float32", "bfloat16"]
@@ -100,6 +101,23 @@ def parse() -> argparse.Namespace:
     loss.add_argument(
         "--precision", choices=PRECISIONS, help="of the features (default: that of the recipe's training)"
     )
+
+    distance = commands.add_parser(
+        "distance",
+        help="distances between distributions against their formulas, and beside the generator's pass",
+        description="Time value and derivative of every distance between random features against a direct "
+        "transcription of its formula, and beside the passes of a generator that a batch takes.",
+        example="python tools/benchmark.py distance --width 768 --batch 1024 --repeats 3",
+        of_recipe=False,
+    )
+    distance.add_argument("--width", type=int, default=768, metavar="N", help="channels of the features (default: 768)")
+    distance.add_argument("--batch", type=int, default=1024, metavar="N", help="samples of each side (default: 1024)")
+    distance.add_argument(
+        "--recipe",
+        default=str(RECIPES / "pmf_b16_imagenet256.yaml"),
+        help="whose generator runs beside, with random weights (default: recipes/pmf_b16_imagenet256.yaml)",
+    )
+    distance.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
 
     data = commands.add_parser(
         "data",
