@@ -38,6 +38,9 @@ def test_toy_of_drifting_is_trained_and_drawn(quick, monkeypatch, tmp_path, caps
         assert f"| {start} | 2 | {results[start]['2']['left']:.3f} |" in table
         for suffix in ("png", "gif"):
             assert (tmp_path / f"drift_toy_{start}.{suffix}").stat().st_size > 5000
+    fields = json.loads((tmp_path / "drift_toy_fields.json").read_text())
+    assert f"| sinkhorn | far | {fields['sinkhorn']['far']['2']['left']:.3f} |" in table
+    assert (tmp_path / "drift_toy_fields.png").stat().st_size > 5000
     run(monkeypatch, "drift-toy", "--out", tmp_path)  # finished runs are drawn again, over our own pictures
     capsys.readouterr()
     (tmp_path / "drift_toy.json").write_text("mine")
