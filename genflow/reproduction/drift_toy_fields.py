@@ -75,14 +75,15 @@ def draw_fields(out: Path, path: Path) -> None:
     start = compared_starts()[-1]
     rows: dict[str, dict[int, Tensor]] = {field: shown(read_points(field_run(out, field, start))) for field in FIELDS}
     columns = len(rows["laplace"])
-    window = window_of([*(value for points in rows.values() for value in (points[0], points[max(points)]))])
+    window = window_of([value for points in rows.values() for value in points.values()])
     size = (2.3 * columns + 0.4, 2.3 * height_of(window) * len(rows) + 0.8)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for line, (field, points) in zip(panels, rows.items(), strict=True):
         for axes, (step, value) in zip(line, points.items(), strict=True):
             scatter(axes, value, window)
-            axes.set_title(f"{step} updates" if line is panels[0] else "", fontsize=10)
+            if field == next(iter(rows)):
+                axes.set_title(f"{step} updates", fontsize=10)
         line[0].set_ylabel(field, fontsize=10)
     figure.suptitle(f"start: {STARTS[start]}", fontsize=11)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
