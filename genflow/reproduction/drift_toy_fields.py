@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from genflow.reproduction import drift_toy
 from genflow.reproduction.ablation import Job
-from genflow.reproduction.drift_toy import STARTS, figures, height_of, read_points, scatter, shown, toy_job, window_of
 from genflow.weights import write_atomically
 
 _PLANE = "temperatures: [0.1], normalize_distances: false, normalize_forces: false"
@@ -22,7 +22,7 @@ _STARTS = ("far", "collapsed")
 
 def compared_starts() -> list[str]:
     """Those from which all fields are trained."""
-    return [start for start in STARTS if start in _STARTS]
+    return [start for start in drift_toy.STARTS if start in _STARTS]
 
 
 def field_run(out: Path, field: str, start: str) -> Path:
@@ -33,7 +33,7 @@ def field_run(out: Path, field: str, start: str) -> Path:
 def field_jobs(recipes: Path, out: Path, seed: int = 0) -> list[Job]:
     """The runs that the toy itself does not have, which keep samples on their way."""
     return [
-        toy_job(recipes, start, field_run(out, field, start), seed, overrides)
+        drift_toy.toy_job(recipes, start, field_run(out, field, start), seed, overrides)
         for field, overrides in FIELDS.items()
         for start in compared_starts()
         if overrides
@@ -45,7 +45,8 @@ def field_figures(out: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]
     return {
         field: {
             start: {
-                str(step): figures(value) for step, value in shown(read_points(field_run(out, field, start))).items()
+                str(step): drift_toy.figures(value)
+                for step, value in drift_toy.shown(drift_toy.read_points(field_run(out, field, start))).items()
             }
             for start in compared_starts()
         }
@@ -73,17 +74,19 @@ def draw_fields(out: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     start = compared_starts()[-1]
-    rows: dict[str, dict[int, Tensor]] = {field: shown(read_points(field_run(out, field, start))) for field in FIELDS}
+    rows: dict[str, dict[int, Tensor]] = {
+        field: drift_toy.shown(drift_toy.read_points(field_run(out, field, start))) for field in FIELDS
+    }
     columns = len(rows["laplace"])
-    window = window_of([value for points in rows.values() for value in points.values()])
-    size = (2.3 * columns + 0.4, 2.3 * height_of(window) * len(rows) + 0.8)
+    window = drift_toy.window_of([value for points in rows.values() for value in points.values()])
+    size = (2.3 * columns + 0.4, 2.3 * drift_toy.height_of(window) * len(rows) + 0.8)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for line, (field, points) in zip(panels, rows.items(), strict=True):
         for axes, (step, value) in zip(line, points.items(), strict=True):
-            scatter(axes, value, window)
+            drift_toy.scatter(axes, value, window)
             if field == next(iter(rows)):
                 axes.set_title(f"{step} updates", fontsize=10)
         line[0].set_ylabel(field, fontsize=10)
-    figure.suptitle(f"start: {STARTS[start]}", fontsize=11)
+    figure.suptitle(f"start: {drift_toy.STARTS[start]}", fontsize=11)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
