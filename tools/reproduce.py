@@ -110,20 +110,24 @@ def _pmf_toy(out: Path, processes: int, overwrite: bool) -> None:
 
 
 def _drift_toy(out: Path, processes: int, overwrite: bool) -> None:
-    from genflow.reproduction import drift_toy
+    from genflow.reproduction import drift_toy, drift_toy_fields
     from genflow.reproduction.results import ResultFiles
     from genflow.weights import write_text
 
     films = [f"drift_toy_{start}.{ending}" for start in drift_toy.STARTS for ending in ("png", "gif")]
-    files = ResultFiles(out, ["drift_toy.json", *films], overwrite)
-    _train(drift_toy.toy_jobs(RECIPES, out), processes)
-    results = drift_toy.toy_figures(out)
+    names = ["drift_toy.json", "drift_toy_fields.json", "drift_toy_fields.png", *films]
+    files = ResultFiles(out, names, overwrite)
+    _train([*drift_toy.toy_jobs(RECIPES, out), *drift_toy_fields.field_jobs(RECIPES, out)], processes)
+    results, fields = drift_toy.toy_figures(out), drift_toy_fields.field_figures(out)
     write_text(out / "drift_toy.json", json.dumps(results, indent=2) + "\n")
+    write_text(out / "drift_toy_fields.json", json.dumps(fields, indent=2) + "\n")
+    drift_toy_fields.draw_fields(out, out / "drift_toy_fields.png")
     for start, description in drift_toy.STARTS.items():
         drift_toy.draw_strip(out / start, f"start: {description}", out / f"drift_toy_{start}.png")
         drift_toy.draw_film(out / start, f"start: {description}", out / f"drift_toy_{start}.gif")
     files.record()
-    print(f"{drift_toy.format_toy(results)}\n{out / 'drift_toy'}.json, {out / 'drift_toy'}_*.png and .gif")
+    print(f"{drift_toy.format_toy(results)}\n{drift_toy_fields.format_fields(fields)}")
+    print(f"{out / 'drift_toy'}.json, {out / 'drift_toy_fields'}.json, {out / 'drift_toy'}_*.png and .gif")
 
 
 def _biflow_toy(out: Path, overwrite: bool) -> None:

@@ -21,6 +21,18 @@ from genflow.registry import FIELD_ESTIMATORS
 
 #: What a CPU can hold and compute: the features of one label, and a workspace that stays in its share of memory.
 REDUCED = ("model.labels_per_update=1", "model.field.memory_mib=128")
+#: Settings of the field that is transcribed.
+_TRANSCRIBED = {
+    "normalization": "both",
+    "attraction": 1,
+    "repulsion": 1,
+    "kernel": "laplace",
+    "self_term": "published",
+    "bias_correction": False,
+    "annealing": None,
+    "normalize_distances": True,
+    "normalize_forces": True,
+}
 _MEANING = {
     "a": "seconds of loss and gradient with respect to the features of our field",
     "b": "seconds of the same of the transcription, feature by feature",
@@ -148,10 +160,8 @@ def _on_meta(graph: ComponentGraph, recipe: str) -> Drifting:
     if not issubclass(graph.model.cls, Drifting):
         raise UserError(f"{recipe}: model: found {graph.model.cls.__name__}, expected a Drifting")
     method = build_on_meta(graph)
-    field = method.field
-    plain = isinstance(field, FIELD_ESTIMATORS.module_dict["DriftingField"]) and field.normalization == "both"
-    plain = plain and field.normalize_distances and field.normalize_forces
-    if not plain or field.attraction != 1 or field.repulsion != 1:
+    plain = isinstance(method.field, FIELD_ESTIMATORS.module_dict["DriftingField"])
+    if not plain or any(getattr(method.field, name) != value for name, value in _TRANSCRIBED.items()):
         raise UserError(f"{recipe}: model.field: expected a DriftingField as published, for that is transcribed")
     return method
 

@@ -131,6 +131,20 @@ class Drift:
     statistics: dict[str, DriftStatistics]
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Real samples around generated ones, means over groups and features.
+
+    Args:
+        coverage: scalar, the share of a group's positives that are the nearest one of some generated sample.
+        effective: (R,), for every temperature the number of positives that a generated sample is drawn to: exp of the
+            entropy of its kernel, normalised over the positives.
+    """
+
+    coverage: Tensor
+    effective: Tensor
+
+
 #: Computes the features of one part of a batch and the (L, G + N + P) weights of their samples (None: all 1).
 FeaturePart = Callable[[], tuple[Mapping[str, FeatureSets], Tensor | None]]
 
@@ -162,4 +176,8 @@ class DriftEstimator(FieldEstimator):
 
     def batch_statistics(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
         """The statistics of a batch that is computed in parts; every part is called more than once."""
+        raise NotImplementedError
+
+    def neighbours(self, features: Mapping[str, FeatureSets], statistics: Mapping[str, DriftStatistics]) -> Neighbours:
+        """How many real samples take part, without gradient."""
         raise NotImplementedError

@@ -13,13 +13,23 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
 
-from genflow.field_estimators.base import Drift, DriftEstimator, DriftStatistics, FeaturePart, FeatureSets
+from genflow.field_estimators.annealing import AnnealingSection, TemperatureAnnealing
+from genflow.field_estimators.base import (
+    Drift,
+    DriftEstimator,
+    DriftStatistics,
+    FeaturePart,
+    FeatureSets,
+    Neighbours,
+)
+from genflow.field_estimators.neighbours import count_neighbours
 from genflow.layers.known_slope import KnownSlope
 from genflow.layers.precision import full_precision
 from genflow.ranges import Above0, Length, Positive
@@ -43,6 +53,10 @@ class Counts:
         """K."""
         return self.generated + self.negative + self.positive
 
+    def sides(self) -> Tensor:
+        """(G + N,) 0 or 1: generated samples, and negatives, dealt out in turn to two halves that are independent."""
+        return torch.cat([torch.arange(count) % 2 for count in (self.generated, self.negative)])
+
 
 class PairwiseDrift(DriftEstimator):
     """A drift F_i = sum_k c_ik y_k, whose coefficients follow from distances between the points.
@@ -57,6 +71,7 @@ class PairwiseDrift(DriftEstimator):
             is not divided: its points in float32 may need more.
         normalize_distances: divide by the mean distance; otherwise temperatures are in the unit of the feature.
         normalize_forces: divide by the root mean square.
+        annealing: of the temperatures over the first updates; None has them as they are.
     """
 
     def __init__(
@@ -65,25 +80,40 @@ class PairwiseDrift(DriftEstimator):
         memory_mib: Positive = 256,
         normalize_distances: bool = True,
         normalize_forces: bool = True,
+        annealing: AnnealingSection | None = None,
     ):
         super().__init__()
         self.temperatures = tuple(temperatures)
         self.memory = memory_mib * 2**20
         self.normalize_distances = normalize_distances
         self.normalize_forces = normalize_forces
+        self.annealing = None if annealing is None else TemperatureAnnealing(annealing)
+
+    def current_temperatures(self) -> tuple[float | Tensor, ...]:
+        """Those of this update; scalars on the device while they are annealed."""
+        if self.annealing is None:
+            return self.temperatures
+        factor = self.annealing()
+        return tuple(value * factor for value in self.temperatures)
 
     def sources(self, counts: Counts) -> int:
         """How many of the first points need distances to all points: at least the generated ones."""
         return counts.generated
 
-    def coefficients(self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float) -> Tensor:
+    def log_kernel(self, distances: Tensor, temperature: float | Tensor) -> Tensor:
+        """The logarithm of what points at such distances, in units of the mean distance, are to each other."""
+        raise NotImplementedError
+
+    def coefficients(
+        self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float | Tensor
+    ) -> Tensor:
         """What the points contribute to the forces.
 
         Args:
             distances: (n, sources, K), in units of the mean distance; not to be changed.
             weights: (n, K); None for 1.
             counts: of the points.
-            temperature: of the kernel.
+            temperature: of the kernel, a scalar.
 
         Returns:
             (n, G, K); every row sums to 0, so that forces do not depend on the origin.
@@ -107,6 +137,14 @@ class PairwiseDrift(DriftEstimator):
                 losses[name] = KnownSlope.apply(features[name].generated, value, slope)
         # In the order of the features, whatever the families.
         return Drift({name: losses[name] for name in features}, {name: found[name] for name in features})
+
+    def neighbours(self, features: Mapping[str, FeatureSets], statistics: Mapping[str, DriftStatistics]) -> Neighbours:
+        units = {
+            name: found.scale.clamp(min=_LEAST_SCALE) if self.normalize_distances else torch.ones_like(found.scale)
+            for name, found in statistics.items()
+        }
+        kernels = [partial(self.log_kernel, temperature=value) for value in self.current_temperatures()]
+        return count_neighbours(features, units, kernels)
 
     @torch.no_grad()
     def batch_statistics(self, parts: Sequence[FeaturePart]) -> dict[str, DriftStatistics]:
@@ -284,7 +322,7 @@ class _Family:
             distances = distances / self._per_group(scale, block).clamp(min=_LEAST_SCALE)
         temperatures = len(field.temperatures)
         coefficients = distances.new_empty(len(distances), temperatures, counts.generated, counts.total)
-        for index, temperature in enumerate(field.temperatures):
+        for index, temperature in enumerate(field.current_temperatures()):
             coefficients[:, index] = field.coefficients(distances, weights, counts, temperature)
         forces = torch.bmm(coefficients.flatten(1, 2), points)
         forces /= self._per_group(self.unit(scale), block)

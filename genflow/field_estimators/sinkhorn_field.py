@@ -37,18 +37,21 @@ class SinkhornField(PairwiseDrift):
     def sources(self, counts: Counts) -> int:
         return counts.generated + counts.negative
 
-    def coefficients(self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float) -> Tensor:
+    def log_kernel(self, distances: Tensor, temperature: float | Tensor) -> Tensor:
+        return distances.square() / (-2 * temperature)
+
+    def coefficients(
+        self, distances: Tensor, weights: Tensor | None, counts: Counts, temperature: float | Tensor
+    ) -> Tensor:
         sources = self.sources(counts)
-        costs = distances.square() / (-2 * temperature)
+        costs = self.log_kernel(distances, temperature)
         mass = distances.new_zeros(len(distances), counts.total) if weights is None else weights.log()
         coefficients = torch.zeros_like(distances[:, : counts.generated])
         plan = self._plan(costs[:, :, sources:], mass[:, :sources], mass[:, sources:])
         coefficients[:, :, sources:] = plan[0][:, : counts.generated]
-        # Generated samples and negatives each alternate; in a half, generated ones come first.
-        first, second = (
-            torch.tensor([*range(start, counts.generated, 2), *range(counts.generated + start, sources, 2)])
-            for start in (0, 1)
-        )
+        # In a half, generated ones come first.
+        sides = counts.sides()
+        first, second = ((sides == side).nonzero().squeeze(1) for side in (0, 1))
         first, second = (half.to(distances.device, non_blocking=True) for half in (first, second))
         between = costs[:, first[:, None], second]
         there, back = self._plan(between, mass[:, first], mass[:, second])

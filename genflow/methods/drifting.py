@@ -46,6 +46,8 @@ class Drifting(Method):
         default_guidance: scale used for sampling when none is asked for.
         keep_real_features: with micro-batches, from the passes for statistics on; otherwise they are computed three
             times, which takes less memory.
+        diagnostics: whether training also logs ``coverage`` and, by temperatures, ``neighbours_0.2`` and others: see
+            :class:`~genflow.field_estimators.base.Neighbours`.
 
     Raises:
         ValueError: parts do not fit.
@@ -70,6 +72,7 @@ class Drifting(Method):
         queue: QueueSection | None = None,
         default_guidance: float = 1.0,
         keep_real_features: bool = True,
+        diagnostics: bool = False,
     ):
         super().__init__()
         if guidance is not None and "guidance" not in backbone.uses:
@@ -100,6 +103,7 @@ class Drifting(Method):
         self.compare_samples = compare_samples
         self.guidance = guidance
         self.keep_real_features = keep_real_features
+        self.diagnostics = diagnostics
         negatives = 0 if guidance is None else guidance.negatives
         self.feed = QueueFeed(queue or QueueSection(), backbone.num_classes, labels_per_update, positives, negatives)
         lowest = 1.0 if guidance is None else min(1.0, guidance.min_scale)
@@ -156,17 +160,27 @@ class Drifting(Method):
             negatives: (L, N, C, H, W) likewise; None without guidance.
             real, statistics: of :meth:`prepare`.
         """
-        rows = {"images": images, "labels": labels, "draws": draws, "negatives": negatives, "real": real}
-        drift = self._drift(statistics, **rows)
+        features, weights = self._compare(images, labels, draws, negatives, real)
+        drift = self.field(features, weights, statistics)
         loss = torch.stack([value.mean() for value in drift.losses.values()]).sum()
         forces = torch.stack([entry.force for entry in drift.statistics.values()]).mean(dim=0)
         scales = torch.stack([entry.scale for entry in drift.statistics.values()])
+        terms = {}
+        if self.diagnostics:
+            found = self.field.neighbours(features, drift.statistics)
+            terms["coverage"] = found.coverage
+            terms |= self._by_temperature("neighbours", found.effective)
         return {
             "loss": loss,
             "drift": loss.detach() / len(drift.losses),
             "distance": scales.mean(),
-            **{f"force_{value:g}": force for value, force in zip(self.field.temperatures, forces, strict=True)},
+            **self._by_temperature("force", forces),
+            **terms,
         }
+
+    def _by_temperature(self, name: str, values: Tensor) -> dict[str, Tensor]:
+        """Terms of (R,) values."""
+        return {f"{name}_{key:g}": value for key, value in zip(self.field.temperatures, values, strict=True)}
 
     def diagnose(self, parts: Sequence[Mapping[str, Any]]) -> str:
         """The features whose losses are not finite, computed once more."""

@@ -77,9 +77,14 @@ def draw_samples(generator: Generator, count: int) -> Tensor:
 
 def toy_jobs(recipes: Path, out: Path, seed: int = 0) -> list[Job]:
     """The three runs, which keep samples on their way."""
+    return [toy_job(recipes, start, out / start, seed) for start in STARTS]
+
+
+def toy_job(recipes: Path, start: str, work_dir: Path, seed: int, overrides: tuple[str, ...] = ()) -> Job:
+    """A run from one of :data:`STARTS`."""
     points = f"custom_hooks=[{{type: PointsHook, interval: {_INTERVAL}}}]"
     hook = ("custom_imports=[genflow.reproduction.drift_toy]", points)
-    return [Job(recipes / f"drift_toy_{start}.yaml", out / start, seed, hook, threads=1) for start in STARTS]
+    return Job(recipes / f"drift_toy_{start}.yaml", work_dir, seed, (*hook, *overrides), threads=1)
 
 
 def read_points(run: Path) -> dict[int, Tensor]:
@@ -153,11 +158,11 @@ def draw_strip(run: Path, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     every, forces = read_points(run), read_forces(run)
-    points, window = shown(every), _window(every)
-    figure = Figure(figsize=(2.3 * len(points) + 3.0, 2.3 * _height(window) + 0.75), dpi=110, layout="constrained")
+    points, window = shown(every), window_of([every[0], every[max(every)]])
+    figure = Figure(figsize=(2.3 * len(points) + 3.0, 2.3 * height_of(window) + 0.75), dpi=110, layout="constrained")
     *panels, curve = figure.subplots(1, len(points) + 1, width_ratios=[1.0] * len(points) + [1.25])
     for axes, (step, value) in zip(panels, points.items(), strict=True):
-        _scatter(axes, value, window)
+        scatter(axes, value, window)
         axes.set_title(f"{step} updates", fontsize=10)
     _curve(curve, forces)
     figure.suptitle(title, fontsize=11)
@@ -174,11 +179,11 @@ def draw_film(run: Path, title: str, path: Path) -> None:
     from PIL import Image
 
     points, forces = read_points(run), read_forces(run)
-    window = _window(points)
-    figure = Figure(figsize=(7.4, 3.9 * _height(window) + 0.8), dpi=80, layout="constrained")
+    window = window_of([points[0], points[max(points)]])
+    figure = Figure(figsize=(7.4, 3.9 * height_of(window) + 0.8), dpi=80, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panel, curve = figure.subplots(1, 2, width_ratios=(1.3, 1.0))
-    moving = _scatter(panel, points[0], window)
+    moving = scatter(panel, points[0], window)
     line, head = _curve(curve, forces)
     figure.suptitle(title, fontsize=11)
     figure.draw_without_rendering()
@@ -201,20 +206,21 @@ def draw_film(run: Path, title: str, path: Path) -> None:
     write_atomically(path, lambda temporary: frames[0].save(temporary, format="GIF", **options))
 
 
-def _window(points: dict[int, Tensor]) -> dict[str, tuple[float, float]]:
-    """Limits of both axes: the target, and the samples before and after training."""
-    every = torch.cat([points[0], points[max(points)], target_points(2000), torch.tensor([[-0.9, -0.5], [0.9, 0.5]])])
+def window_of(points: list[Tensor]) -> dict[str, tuple[float, float]]:
+    """Limits of both axes: the target, and the given (N, 2) samples."""
+    every = torch.cat([*points, target_points(2000), torch.tensor([[-0.9, -0.5], [0.9, 0.5]])])
     low, high = every.amin(dim=0) - 0.05, every.amax(dim=0) + 0.05
     return {"xlim": (low[0].item(), high[0].item()), "ylim": (low[1].item(), high[1].item())}
 
 
-def _height(window: dict[str, tuple[float, float]]) -> float:
+def height_of(window: dict[str, tuple[float, float]]) -> float:
     """Of a panel, in units of its width."""
     (left, right), (low, high) = window["xlim"], window["ylim"]
     return (high - low) / (right - left)
 
 
-def _scatter(axes: Any, points: Tensor, window: dict[str, tuple[float, float]]) -> Any:
+def scatter(axes: Any, points: Tensor, window: dict[str, tuple[float, float]]) -> Any:
+    """Draw (N, 2) samples over the target's points, and return them, so that they can be moved."""
     axes.scatter(*target_points(2000).unbind(1), s=3, c="0.78", linewidths=0)
     axes.set(**window, aspect="equal", xticks=[], yticks=[])
     return axes.scatter(*points.unbind(1), s=3, c="tab:blue", alpha=0.6, linewidths=0)

@@ -46,6 +46,8 @@ def test_a_wrong_gradient_is_not_reported(monkeypatch):
         ("pmf_digits", (), "model: found MeanFlow, expected a Drifting"),
         ("sinkhorn_digits", (), "expected a DriftingField as published"),
         ("drift_digits_attraction_1.5", (), "expected a DriftingField as published"),
+        ("drift_digits", ("model.field.kernel=gaussian",), "expected a DriftingField as published"),
+        ("drift_digits", ("model.field.annealing={factor: 2.0, updates: 9}",), "expected a DriftingField as published"),
     ],
 )
 def test_what_is_not_transcribed_is_refused(recipe, overrides, message):

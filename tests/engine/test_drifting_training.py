@@ -31,13 +31,14 @@ RECIPE = {
     "model": {
         "type": "Drifting",
         "backbone": {"type": "LightningDiT", **DIGITS, **BACKBONE, "style_codebooks": 2, "style_entries": 4},
-        "field": {"type": "DriftingField"},
+        "field": {"type": "DriftingField", "annealing": {"factor": 2.0, "updates": 5}},
         "codec": {"type": "Identity", **DIGITS},
         "encoders": [{"type": "LatentMAE", **DIGITS, "width": 4, "depths": [1, 1], "num_classes": 0}],
         "guidance": {"type": "NegativeMixing", "negatives": 2},
         "labels_per_update": 4,
         "samples_per_label": 4,
         "positives": 4,
+        "diagnostics": True,
         "queue": {"per_class": 8, "overall": 40},
     },
     "train_dataloader": {"dataset": {"type": "Digits"}, "batch_size": BATCH},
@@ -111,6 +112,9 @@ def test_run_trains_and_samples(finished):
     values = scalars(finished)
     assert [entry["step"] for entry in values] == list(range(1, UPDATES + 1))
     assert all(entry["grad_norm"] > 0 and entry["loss"] > 0 for entry in values)
+    assert all(
+        0 < entry["coverage"] <= 1 <= entry["neighbours_0.02"] < entry["neighbours_0.2"] <= 4 for entry in values
+    )
     assert files(finished) == sorted(
         path.name for step in (3, 6) for path in (checkpoint(finished, step), queue_file(finished, step))
     )

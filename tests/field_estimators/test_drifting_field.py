@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genflow.field_estimators import DriftingField
+from genflow.field_estimators import DriftingField, SinkhornField
+from genflow.field_estimators.annealing import AnnealingSection
 from genflow.field_estimators.base import DriftStatistics, FeatureSets
+from genflow.field_estimators.pairwise_drift import Counts
 
 TEMPERATURES = (0.2, 0.05, 0.02)
 LABELS, GENERATED, POSITIVES, NEGATIVES, POSITIONS, CHANNELS = 3, 6, 5, 4, 2, 7
@@ -54,8 +56,19 @@ def same(drift, features, other, other_features, tolerance=1e-5):
         close(ours[name], theirs[name], tolerance)
 
 
-def plain_drift(sets, weights, attraction=1.0, repulsion=1.0, normalization="both", floor=1e-3, normalize=(True, True)):
-    """Spec 3 and 11 in float64, with differences of points: losses, scale, mean square forces, gradient."""
+def plain_drift(
+    sets,
+    weights,
+    attraction=1.0,
+    repulsion=1.0,
+    normalization="both",
+    floor=1e-3,
+    kernel="laplace",
+    self_term="published",
+    bias_correction=False,
+    normalize=(True, True),
+):
+    """D6 to D9 in float64, with differences of points: losses, scale, mean square forces, gradient."""
     generated, positive, negative = (
         part.detach().double().transpose(1, 2).flatten(0, 1) for part in (sets.generated, sets.positive, sets.negative)
     )
@@ -72,16 +85,29 @@ def plain_drift(sets, weights, attraction=1.0, repulsion=1.0, normalization="bot
     unit, divisor = scale.item() / math.sqrt(fixed.shape[2]), scale
     if not normalize[0]:
         unit, divisor = 1.0, 1.0
-    self_distance = 100 * torch.eye(count, targets.shape[1])
+    self_distance, seen = 100 * torch.eye(count, targets.shape[1]), torch.ones(count, targets.shape[1])
+    if self_term == "independent":
+        self_distance = torch.zeros_like(self_distance)
+        for i, k in itertools.product(range(count), range(repelling)):
+            seen[i, k] = i % 2 != (k if k < count else k - count) % 2
     drift, squares = torch.zeros_like(fixed), []
     for temperature in TEMPERATURES:
-        logits = -(distances / divisor + self_distance) / temperature
-        rows, columns = logits.softmax(dim=2), logits.softmax(dim=1)
-        kernel = {"both": (rows * columns).sqrt(), "targets": rows, "none": logits.exp()}[normalization]
-        affinity = kernel.clamp(min=floor) * weights
-        near, far = affinity[:, :, repelling:], affinity[:, :, :repelling]
-        pull = torch.einsum("mik,mikc->mic", near, way[:, :, repelling:]) * far.sum(dim=2, keepdim=True)
-        push = torch.einsum("mik,mikc->mic", far, way[:, :, :repelling]) * near.sum(dim=2, keepdim=True)
+        unit_distances = distances / divisor
+        exponent = unit_distances**2 / 2 if kernel == "gaussian" else unit_distances
+        bare = torch.exp(-(exponent + self_distance) / temperature) * seen
+        rows, columns = bare / bare.sum(dim=2, keepdim=True), bare / bare.sum(dim=1, keepdim=True)
+        affinity = {"both": (rows * columns).sqrt(), "targets": rows, "none": bare}[normalization]
+        affinity = affinity.clamp(min=floor) * seen * weights
+        mass = affinity * (1 + unit_distances / temperature) if kernel == "sharp" else affinity
+        sums, masses = [], []
+        for part in (slice(repelling, None), slice(0, repelling)):
+            near, total = affinity[:, :, part], mass[:, :, part].sum(dim=2, keepdim=True)
+            if bias_correction:
+                shares = mass[:, :, part] / total
+                near = near * (1 + shares - shares.square().sum(dim=2, keepdim=True))
+            sums.append(torch.einsum("mik,mikc->mic", near, way[:, :, part]))
+            masses.append(total)
+        pull, push = sums[0] * masses[1], sums[1] * masses[0]
         force = (attraction * pull - repulsion * push) / unit
         squares.append(force.square().mean())
         drift += force / squares[-1].clamp(min=1e-8).sqrt() if normalize[1] else force
@@ -105,6 +131,13 @@ def plain_drift(sets, weights, attraction=1.0, repulsion=1.0, normalization="bot
         {"floor": 0.1},
         {"normalize_distances": False},
         {"normalize_forces": False},
+        {"kernel": "gaussian"},
+        {"kernel": "sharp"},
+        {"kernel": "sharp", "normalization": "none", "floor": 0.0, "repulsion": 2.0},
+        {"self_term": "independent"},
+        {"self_term": "independent", "kernel": "gaussian", "normalization": "targets"},
+        {"bias_correction": True},
+        {"bias_correction": True, "kernel": "sharp", "self_term": "independent"},
     ],
     ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()) or "as_published",
 )
@@ -281,3 +314,92 @@ def test_chosen_losses_carry_the_gradient():
     (one,) = torch.autograd.grad(3 * losses[1], sets.generated)
     close(one[1], 3 * every[1], 1e-6)
     assert not one[0].any() and not one[2].any()
+
+
+def plane_points(count, shift=0.0, seed=0):
+    """(1, count, 2), Gaussian."""
+    return torch.randn(1, count, 2, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def rows_of(field, generated, positive, temperature):
+    """(1, G, G + P) coefficients without negatives, distances in the unit of the points."""
+    counts = Counts(generated.shape[1], 0, positive.shape[1])
+    return field.coefficients(torch.cdist(generated, torch.cat([generated, positive], 1)), None, counts, temperature)
+
+
+@pytest.mark.parametrize(("kernel", "temperature"), [("sharp", 0.7), ("gaussian", 0.7)])
+@pytest.mark.parametrize("normalization", ["targets", "none"])
+def test_forces_follow_a_scalar_potential(kernel, temperature, normalization):
+    """Divided by the masses, they are the gradient of log M+ - log M- of the smoothed distributions."""
+    generated, positive = plane_points(12), plane_points(9, 0.5, seed=1)
+    cloud = torch.cat([generated, positive], dim=1)
+    field = DriftingField(normalization=normalization, floor=0.0, kernel=kernel, temperatures=(temperature,))
+    force = rows_of(field, generated, positive, temperature) @ cloud
+    x = generated[0].double().requires_grad_()
+    distances = (x.unsqueeze(1) - cloud[0].double()).square().sum(dim=2).clamp(min=1e-12).sqrt()
+    if kernel == "sharp":
+        smoothed, unit = (1 + distances / temperature) * torch.exp(-distances / temperature), temperature**2
+    else:
+        smoothed, unit = torch.exp(-distances.square() / 2 / temperature), temperature
+    smoothed = smoothed * (1 - torch.eye(12, 21))
+    plus, minus = smoothed[:, 12:].sum(dim=1), smoothed[:, :12].sum(dim=1)
+    (slope,) = torch.autograd.grad((plus.log() - minus.log()).sum(), x)
+    softmax = torch.exp(-distances / temperature) if kernel == "sharp" else smoothed
+    whole = (softmax * (1 - torch.eye(12, 21))).sum(dim=1) if normalization == "targets" else torch.ones(12)
+    close(force[0] / (plus * minus / whole.square()).unsqueeze(1).detach(), unit * slope, 1e-3)
+
+
+def test_a_sample_feels_no_generated_ones_of_its_own_half():
+    field = DriftingField(self_term="independent", temperatures=(0.5,))
+    found = rows_of(field, plane_points(6), plane_points(5, 0.5, seed=1), 0.5)[0]
+    own = torch.arange(6).unsqueeze(1) % 2 == torch.arange(6) % 2
+    assert not found[:, :6][own].any() and (found[:, :6][~own] < 0).all() and (found[:, 6:] > 0).all()
+    assert found.sum(dim=1).abs().max() < 1e-6
+    assert field.least_generated == 2 and DriftingField().least_generated == 1
+
+
+def test_corrected_centroids_have_less_bias():
+    """Of few positives; the centroid of 2^15 stands for that of their distribution."""
+    generated, temperature, few = torch.tensor([[[0.0, 0.0], [0.3, 0.0]]]), 0.5, 6
+
+    def centroids(positive, bias_correction):
+        """(n, 2), of (n, P, 2) positives, around the first sample."""
+        field = DriftingField(normalization="none", floor=0.0, bias_correction=bias_correction)
+        coefficients = rows_of(field, generated.expand(len(positive), 2, 2), positive, temperature)[:, :1, 2:]
+        return ((coefficients @ positive) / coefficients.sum(dim=2, keepdim=True)).squeeze(1)
+
+    positive = 0.5 * plane_points(2**15)[0] + torch.tensor([0.6, 0.0])
+    exact = centroids(positive.unsqueeze(0), False)[0]
+    groups = positive[: 2**15 // few * few].view(-1, few, 2)
+    plain, corrected = (centroids(groups, it).mean(dim=0)[0] - exact[0] for it in (False, True))
+    assert plain.abs() > 0.02
+    assert corrected.abs() < plain.abs() / 2
+
+
+@pytest.mark.parametrize("field_type", [DriftingField, SinkhornField])
+def test_annealed_temperatures_reach_those_of_the_recipe(field_type):
+    sets, plain = {"it": random_sets()}, field_type(temperatures=TEMPERATURES)
+    field = field_type(temperatures=TEMPERATURES, annealing=AnnealingSection(factor=4.0, updates=2))
+    for factor in (4.0, 2.0, 1.0, 1.0):
+        wide = field_type(temperatures=[factor * value for value in TEMPERATURES])
+        close(field(sets).losses["it"].detach(), wide(sets).losses["it"].detach(), 1e-4)
+        field.annealing.after_update()
+    assert torch.equal(torch.stack(field.current_temperatures()), torch.tensor(plain.temperatures))
+    resumed = field_type(annealing=AnnealingSection(factor=4.0, updates=8))
+    resumed.load_state_dict(field.state_dict())
+    assert resumed.annealing().item() == 2.0 and not plain.state_dict()
+
+
+def test_neighbours_of_places_that_are_known():
+    """Two positives far apart: both samples at one see one, between them both see two."""
+    positive = torch.tensor([[-1.0], [1.0]]).view(1, 2, 1, 1)
+
+    def found(*places):
+        sets = {"it": FeatureSets(torch.tensor(places).view(1, -1, 1, 1), positive, positive[:, :0])}
+        field = DriftingField(temperatures=(0.05, 50.0))
+        return field.neighbours(sets, field(sets).statistics)
+
+    at_one, at_both, between = found(-1.0, -0.9), found(-1.0, 0.9), found(0.0, 0.0)
+    assert (at_one.coverage, at_both.coverage) == (0.5, 1.0)
+    assert at_one.effective[0] < 1.01 and at_one.effective[1] > 1.99
+    close(between.effective, torch.tensor([2.0, 2.0]), 1e-6)

@@ -126,8 +126,9 @@ def update(method, micro_batches=1, precision="float32"):
 
 @pytest.mark.parametrize("micro_batches", [2, 3])
 def test_micro_batches_are_exact(micro_batches):
-    terms, gradients = update(build())
-    found, others = update(build(), micro_batches)
+    terms, gradients = update(build(diagnostics=True))
+    found, others = update(build(diagnostics=True), micro_batches)
+    assert terms.keys() > {"coverage", "neighbours_0.2", "neighbours_0.05", "neighbours_0.02"}
     assert found == pytest.approx(terms, rel=1e-5)
     for name, value in gradients.items():
         assert value.any(), name
@@ -259,8 +260,15 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 def test_a_field_that_needs_two_samples_refuses_one():
-    with pytest.raises(ValueError, match="samples_per_label is 1, a SinkhornField needs 2"):
-        build(field=SinkhornField(), samples_per_label=1)
+    for field in (SinkhornField(), DriftingField(self_term="independent")):
+        with pytest.raises(ValueError, match=f"samples_per_label is 1, a {type(field).__name__} needs 2"):
+            build(field=field, samples_per_label=1)
+
+
+def test_diagnostics_change_neither_loss_nor_gradients():
+    (plain, without), (terms, gradients) = (update(build(diagnostics=it)) for it in (False, True))
+    assert plain.items() <= terms.items() and not any(name.startswith(("cov", "neigh")) for name in plain)
+    assert all(torch.equal(gradients[name], value) for name, value in without.items())
 
 
 def test_queues_of_pixels_give_about_the_same_losses():

@@ -1,4 +1,4 @@
-"""Drifting's toy at toy size: the starts, what runs keep on their way, figures, strip and film."""
+"""Drifting's toy at toy size: the starts, what runs keep on their way, figures, strip and film, other fields."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from genflow.data.toy2d import MODE_CENTRE
 from genflow.errors import UserError
-from genflow.reproduction import drift_toy
+from genflow.reproduction import drift_toy, drift_toy_fields
 from genflow.reproduction.ablation import train_jobs
 from genflow.runs.folder import open_run
 
@@ -23,7 +23,7 @@ def out(tmp_path_factory):
     small = (f"train_cfg.max_iters={UPDATES}", "model.samples_per_label=32", "model.positives=32")
     jobs = [
         type(job)(job.recipe, job.work_dir, 0, (*job.overrides, *small), 1)
-        for job in drift_toy.toy_jobs(RECIPES, folder)
+        for job in (*drift_toy.toy_jobs(RECIPES, folder), *drift_toy_fields.field_jobs(RECIPES, folder))
     ]
     train_jobs(jobs, 1, lambda done, total: None)
     return folder
@@ -75,3 +75,14 @@ def test_the_table_has_a_line_for_everything_shown(out):
     lines = drift_toy.format_toy(results).splitlines()
     assert len(lines) == 2 + 3 * 3 + 1  # updates 0, 8 and 10 of three starts, and the target
     assert all(0 <= row["left"] + row["right"] <= 1 for rows in results.values() for row in rows.values())
+
+
+def test_every_field_moves_the_same_start_its_own_way(out, tmp_path):
+    results = drift_toy_fields.field_figures(out)
+    lines = drift_toy_fields.format_fields(results).splitlines()
+    assert len(lines) == 2 + 5 * 2 and lines[0].count("|") == 7  # the last of updates 0, 8 and 10, and 8
+    ends = [starts["collapsed"][str(UPDATES)]["energy_distance"] for starts in results.values()]
+    assert len(set(ends)) == 5 and len({starts["collapsed"]["0"]["left"] for starts in results.values()}) == 1
+    drift_toy_fields.draw_fields(out, tmp_path / "fields.png")
+    strip = Image.open(tmp_path / "fields.png")
+    assert strip.width > 700 and len(strip.convert("RGB").getcolors(2**20)) > 50

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genflow.reproduction import drift_toy
+from genflow.reproduction import drift_toy, drift_toy_fields
 
 TOOL = Path(__file__).parents[2] / "tools" / "reproduce.py"
 
@@ -20,13 +20,19 @@ def run(monkeypatch, *arguments):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """One of the toy's starts, with two updates."""
+    """One of the toy's starts and another field, with two updates."""
     monkeypatch.setattr(drift_toy, "STARTS", {"far": drift_toy.STARTS["far"]})
-    jobs = drift_toy.toy_jobs
-    small = ("train_cfg.max_iters=2", "model.samples_per_label=8", "model.positives=8")
     monkeypatch.setattr(
-        drift_toy, "toy_jobs", lambda *where: [replace(job, overrides=(*job.overrides, *small)) for job in jobs(*where)]
+        drift_toy_fields, "FIELDS", {name: drift_toy_fields.FIELDS[name] for name in ("laplace", "sinkhorn")}
     )
+    job = drift_toy.toy_job
+    small = ("train_cfg.max_iters=2", "model.samples_per_label=8", "model.positives=8")
+
+    def short(*arguments):
+        made = job(*arguments)
+        return replace(made, overrides=(*made.overrides, *small))
+
+    monkeypatch.setattr(drift_toy, "toy_job", short)
 
 
 def test_toy_of_drifting_is_trained_and_drawn(quick, monkeypatch, tmp_path, capsys):
@@ -38,6 +44,9 @@ def test_toy_of_drifting_is_trained_and_drawn(quick, monkeypatch, tmp_path, caps
         assert f"| {start} | 2 | {results[start]['2']['left']:.3f} |" in table
         for suffix in ("png", "gif"):
             assert (tmp_path / f"drift_toy_{start}.{suffix}").stat().st_size > 5000
+    fields = json.loads((tmp_path / "drift_toy_fields.json").read_text())
+    assert f"| sinkhorn | far | {fields['sinkhorn']['far']['2']['left']:.3f} |" in table
+    assert (tmp_path / "drift_toy_fields.png").stat().st_size > 5000
     run(monkeypatch, "drift-toy", "--out", tmp_path)  # finished runs are drawn again, over our own pictures
     capsys.readouterr()
     (tmp_path / "drift_toy.json").write_text("mine")
