@@ -267,7 +267,7 @@ def test_there_has_to_be_a_distance():
 
 @pytest.mark.parametrize("name", ["pmf", "biflow", "drift"])
 def test_recipes_of_digits_train_what_the_start_trains(name):
-    graph = ComponentGraph.load(f"recipes/{name}_digits_frechet.yaml")
+    graph = ComponentGraph.load(f"recipes/{name}_digits_post.yaml")
     start = graph.prerequisites["start"].graph
     assert graph.artifact == start.artifact
     assert (
@@ -279,10 +279,10 @@ def test_recipes_of_digits_train_what_the_start_trains(name):
 def test_a_start_that_trains_no_generator_is_refused():
     with pytest.raises(UserError, match="Classification trains no generator"):
         ComponentGraph.load(
-            "recipes/pmf_digits_frechet.yaml", ["prerequisites.start=recipes/classifier_digits.yaml"]
+            "recipes/pmf_digits_post.yaml", ["prerequisites.start=recipes/classifier_digits.yaml"]
         ).build()
 
 
 def test_a_component_in_the_place_of_the_start_is_refused():
     with pytest.raises(UserError, match=r"expected \$name, a prerequisite that trains a generator"):
-        ComponentGraph.load("recipes/pmf_digits_frechet.yaml", ["model.start={type: DiT}"])
+        ComponentGraph.load("recipes/pmf_digits_post.yaml", ["model.start={type: DiT}"])
