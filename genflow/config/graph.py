@@ -209,10 +209,11 @@ class ComponentGraph:
     @property
     def artifact(self) -> Node:
         """The node that a recipe gets which names this one as a prerequisite; errors as :meth:`_find_artifact`."""
-        return self._find_artifact()[1]
+        found = self._find_artifact()
+        return self.prerequisites[found.name].graph.artifact if isinstance(found, Reference) else found
 
-    def _find_artifact(self) -> tuple["ComponentGraph", Node]:
-        """The artifact's node, and the graph that it belongs to: a prerequisite's whose generator is trained on.
+    def _find_artifact(self) -> Node | Reference:
+        """The artifact's node, or the prerequisite whose generator, and so whose artifact, is trained further.
 
         Raises:
             Mismatch: the recipe leaves it out, or puts a prerequisite there.
@@ -223,12 +224,12 @@ class ComponentGraph:
                 raise Mismatch(f"{node.path}.{part}", "missing, it is what the recipe trains")
             node = node.arguments[part]
             if isinstance(node, Reference) and node.kind == Generator.kind:
-                return self.prerequisites[node.name].graph._find_artifact()
+                return node
             if isinstance(node, Reference):
                 if node.name in self.prerequisites:
                     raise Mismatch(node.path, f"'${node.name}' is trained already, expected what is to be trained")
                 node = self.components[node.name]
-        return self, node
+        return node
 
     def section(self, name: str, weights: WeightLoader | None = None) -> Any:
         """Build one section of the recipe, e.g. ``train_dataloader``, with its defaults.
@@ -267,10 +268,12 @@ class ComponentGraph:
         Raises:
             ValueError: the weights do not fit.
         """
-        owner, node = self._find_artifact()
+        node = self._find_artifact()
+        if isinstance(node, Reference):
+            return self.prerequisites[node.name].graph.build_artifact(state)
         if state is None:
-            return built_on_meta(lambda: owner._build(node, {}, None))
-        module = owner._build(node, {}, None)
+            return built_on_meta(lambda: self._build(node, {}, None))
+        module = self._build(node, {}, None)
         check_state(module.state_dict(), state)
         module.load_state_dict(state)
         return module
@@ -283,8 +286,12 @@ class ComponentGraph:
             ValueError: the weights do not fit.
         """
 
+        start = self._find_artifact()
+
         def build() -> Method:
-            return self.build(for_training=False)
+            # A start has the weights of this very artifact.
+            weights = (lambda name: state if name == start.name else None) if isinstance(start, Reference) else None
+            return self.build(weights, for_training=False)
 
         method = built_on_meta(build) if state is None else build()
         generator = method.generator

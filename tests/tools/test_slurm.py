@@ -37,7 +37,7 @@ echo scontrol "$@" >> '{log}'
 #: A process that has told that it listens to signals.
 WAITING = "touch {ready}$SLURM_PROCID; while true; do sleep 0.05; done"
 OPTIONS = (
-    "train_cfg.max_iters=100",
+    "train_cfg.max_iters=40",
     "train_dataloader.batch_size=8",
     "default_hooks.checkpoint.interval=1000",
     "default_hooks.samples.per_class=1",
@@ -94,7 +94,7 @@ def test_training_stops_before_the_limit_and_goes_on_when_requeued(slurm, tmp_pa
     job.send_signal(signal.SIGUSR1)  # as --signal=B:USR1 does, to the script alone
     said, _ = job.communicate(timeout=300)
     done = updates(work_dir)
-    assert job.returncode == 138 and 2 <= done < 100, said
+    assert job.returncode == 138 and 2 <= done < 40, said
     assert f"stopped by SIGUSR1 after update {done}" in said and "Traceback" not in said
     requeue = f"scontrol requeue {os.getpid()}"
     assert slurm.log.read_text().splitlines() == ["srun --kill-on-bad-exit=1 --cpus-per-task=3", requeue]
@@ -103,7 +103,7 @@ def test_training_stops_before_the_limit_and_goes_on_when_requeued(slurm, tmp_pa
     assert job.returncode == 0, said
     assert f"resumed after {done} updates" in said and "2 process(es)" in said
     steps = [json.loads(line)["step"] for line in (work_dir / "scalars.jsonl").open()]
-    assert steps == list(range(1, 101)) and slurm.log.read_text().count("scontrol") == 1
+    assert steps == list(range(1, 41)) and slurm.log.read_text().count("scontrol") == 1
 
 
 @pytest.mark.parametrize(
