@@ -15,6 +15,7 @@ from genflow.codecs.base import Codec
 from genflow.config.sections import HookSlot, OptimizerSlot, SchedulerSlot
 from genflow.data.base import Dataset
 from genflow.data.pipeline import TransformSlot
+from genflow.distribution_distances.base import DistributionDistance
 from genflow.evaluation.base import Evaluator
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.field_estimators.base import FieldEstimator
@@ -30,6 +31,7 @@ CONTRACTS = [
     Backbone,
     Codec,
     Dataset,
+    DistributionDistance,
     Evaluator,
     FeatureEncoder,
     FieldEstimator,

@@ -232,7 +232,7 @@ def _whole(part: Tensor, parameter: Tensor) -> Tensor:
 
 def _orthogonalize_together(stack: Tensor, eps: float, steps: int, precision: Precision) -> Tensor:
     """:func:`orthogonalize` of equal stacks in all processes, each of which works on its share with its neighbours."""
-    precision = precision if stack.is_cuda else "float32"
+    precision = "float32" if stack.device.type == "cpu" else precision
     rank, processes = get_dist_info()
     sharers = _sharers(processes)
     if sharers == 1:

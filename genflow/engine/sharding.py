@@ -38,7 +38,7 @@ def share_out(method: Method, section: ShardingSection, device: torch.device) ->
                     fully_shard(layer, mesh=mesh)
     whole = {value for value in method.parameters() if not value.requires_grad and not isinstance(value, DTensor)}
     fully_shard(method, mesh=mesh, ignored_params=whole)
-    for name in ("prepare", "diagnose"):  # they run networks as ``forward`` does
+    for name in ("observe", "prepare", "diagnose"):  # they run networks as ``forward`` does
         register_fsdp_forward_method(method, name)
 
 

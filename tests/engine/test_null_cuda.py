@@ -19,7 +19,7 @@ CEILINGS = {
     "drift_ablation_imagenet": (72, 270_000),
     "mae_latent_256": (72, 290_000),
 }
-DIGITS = ("pmf_digits", "biflow_digits", "itarflow_digits", "drift_digits", "mae_digits", "sinkhorn_digits")
+DIGITS = ("pmf_digits", "biflow_digits", "drift_digits", "sinkhorn_digits")
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"no null device: {build.unavailable()}")
 

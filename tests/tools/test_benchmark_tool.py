@@ -147,3 +147,16 @@ def test_help_of_a_benchmark(monkeypatch, capsys):
         runpy.run_path(str(TOOL), run_name="__main__")
     text = capsys.readouterr().out
     assert "benchmark.py inverse" in text and "example:" in text and "--json FILE" in text
+
+
+def test_distances(tmp_path):
+    command = [TOOL, "distance", "--width", 6, "--batch", 16, "--repeats", 1, "--device", "cpu"]
+    command += ["--recipe", ROOT / "recipes" / "pmf_digits.yaml", "--json", tmp_path / "distance.json"]
+    command = [sys.executable, *map(str, command)]
+    done = started.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "distance.json").read_text())
+    names = {"FrechetDistance", "KernelDistance", "SlicedWasserstein", "SinkhornDivergence"}
+    assert report["distances"].keys() == names and all(name in done.stdout for name in names)
+    for row in report["distances"].values():  # ours agree with the transcriptions
+        assert row["value_difference"] < 1e-3 and row["share"] == pytest.approx(row["a"] / report["forward"] / 16)
