@@ -1,5 +1,7 @@
 """The contract of distances between distributions, from samples of both."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from genflow.draws import Draws
@@ -14,6 +16,7 @@ class DistributionDistance(nn.Module):
     """
 
     kind = "distribution distance"
+    _has_started: bool = False
 
     def begin(self, positions: int, width: int) -> None:
         """Make room for what is kept about features of ``positions`` positions T and ``width`` channels C."""
@@ -33,3 +36,16 @@ class DistributionDistance(nn.Module):
 
     def after_update(self) -> None:
         """Take the last generated samples into the statistics."""
+
+    def has_started(self, count: Tensor) -> bool:
+        """Whether ``count``, a buffer that never falls, is above 0; the device is asked until it is, and not again."""
+        self._has_started = self._has_started or bool(count > 0)
+        return self._has_started
+
+    def forget(self) -> None:
+        """Drop what was derived from buffers, which have become others."""
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._has_started = False
+        self.forget()

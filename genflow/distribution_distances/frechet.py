@@ -60,12 +60,12 @@ class FrechetDistance(DistributionDistance):
         self.real_count += len(rows)
         for average, value in zip((self.real_mean, self.real_second), _moments(rows), strict=True):
             average.lerp_(value, len(rows) / self.real_count)
-        self._real = None
+        self.forget()
         self._keep(_pooled(generated), started=False)
 
     def forward(self, generated: Tensor, real: Tensor, draws: Draws) -> Tensor:
         rows = _pooled(generated)
-        if not self._started:
+        if not self.has_started(self.real_count):
             self.observe(generated.detach(), real)
         self._seen = rows.detach()
         mean, covariance = self._gaussian(rows)
@@ -82,13 +82,6 @@ class FrechetDistance(DistributionDistance):
         if self._seen is not None:
             self._keep(self._seen, started=True)
             self._seen = None
-
-    @property
-    def _started(self) -> bool:
-        # Known on the host: to ask the buffer would wait for the device in every update.
-        if not getattr(self, "_has_started", False):
-            self._has_started = bool(self.real_count > 0)
-        return self._has_started
 
     def _keep(self, rows: Tensor, started: bool) -> None:
         """Take (N, C) rows into what is kept of generated samples."""
@@ -133,9 +126,8 @@ class FrechetDistance(DistributionDistance):
                 self._real = (self.real_mean, root, covariance.trace())
         return self._real
 
-    def _load_from_state_dict(self, *arguments, **options) -> None:
-        super()._load_from_state_dict(*arguments, **options)
-        self._real, self._has_started = None, False
+    def forget(self) -> None:
+        self._real = None
 
 
 def _pooled(features: Tensor) -> Tensor:

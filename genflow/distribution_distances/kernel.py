@@ -80,7 +80,7 @@ class KernelDistance(DistributionDistance):
         self.count += points.shape[1]
         means = self._of(self.marks.to(points.dtype), points).mean(dim=2)
         self.affinity.lerp_(means.double(), points.shape[1] / self.count)
-        self._weights = None
+        self.forget()
 
     def forward(self, generated: Tensor, real: Tensor, draws: Draws) -> Tensor:
         """As in the contract.
@@ -90,9 +90,9 @@ class KernelDistance(DistributionDistance):
         """
         if len(generated) < 2:
             raise ValueError(f"pairs of generated samples take two of them, found {len(generated)}")
-        if not self._started:
+        if not self.has_started(self.count):
             self.observe(generated.detach(), real)
-            if not self._started:
+            if not self.has_started(self.count):
                 raise ValueError(f"{self.landmarks} landmarks take as many real samples, found {int(self.marked)}")
         x, y = generated.transpose(0, 1), real.transpose(0, 1)
         repulsion = _between_different(self._of(x, x))
@@ -105,13 +105,6 @@ class KernelDistance(DistributionDistance):
             attraction = self._of(x, y).mean(dim=(1, 2))
             constant = _between_different(self._of(y, y))
         return (repulsion - 2 * attraction + constant).mean()
-
-    @property
-    def _started(self) -> bool:
-        # Known on the host: to ask the buffer would wait for the device in every update.
-        if not getattr(self, "_has_started", False):
-            self._has_started = bool(self.count > 0)
-        return self._has_started
 
     def _landmark_weights(self, marks: Tensor) -> Tensor:
         """(T, K) k(L, L)^-1 E k(L, y)."""
@@ -133,9 +126,8 @@ class KernelDistance(DistributionDistance):
             return -distances
         return torch.stack([(distances / -width).exp() for width in self.bandwidths]).mean(dim=0)
 
-    def _load_from_state_dict(self, *arguments, **options) -> None:
-        super()._load_from_state_dict(*arguments, **options)
-        self._weights, self._has_started = None, False
+    def forget(self) -> None:
+        self._weights = None
 
 
 def _squares(x: Tensor, y: Tensor) -> Tensor:
