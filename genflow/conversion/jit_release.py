@@ -9,20 +9,26 @@ from torch import Tensor
 from genflow.backbones.jit import JiT
 from genflow.config.graph import ComponentGraph
 from genflow.conversion.jit import from_torch, to_torch
+from genflow.conversion.released_sizes import ReleasedSizes
 from genflow.errors import UserError, nearest
 from genflow.layers.embeddings import axial_sinusoids
 from genflow.runs.converted import check_free, write_run
 from genflow.weights import check_state, read_states
 
-#: Recipes of the released sizes by side of a patch, width, and layers.
-_SIZES = {
-    (16, 768, 12): "jit_b16_imagenet256",
-    (16, 1024, 24): "jit_l16_imagenet256",
-    (16, 1280, 32): "jit_h16_imagenet256",
-    (32, 768, 12): "jit_b32_imagenet512",
-    (32, 1024, 24): "jit_l32_imagenet512",
-    (32, 1280, 32): "jit_h32_imagenet512",
-}
+_JIT = ReleasedSizes(
+    "JiT",
+    "x_embedder.proj1.weight",
+    "pos_embed",
+    ("blocks.",),
+    {
+        (16, 768, 12): "jit_b16_imagenet256",
+        (16, 1024, 24): "jit_l16_imagenet256",
+        (16, 1280, 32): "jit_h16_imagenet256",
+        (32, 768, 12): "jit_b32_imagenet512",
+        (32, 1024, 24): "jit_l32_imagenet512",
+        (32, 1280, 32): "jit_h32_imagenet512",
+    },
+)
 #: Which state of a file is taken when none is asked for: the average that the authors sample with, then the weights.
 _PREFERRED = ("model_ema1", "model")
 
@@ -46,7 +52,7 @@ def convert_jit(
     check_free(out)
     entry, state = _choose(file, entry)
     if recipe is None:
-        recipe = recipes / f"{_find_size(file, state)}.yaml"
+        recipe = recipes / f"{_JIT.find(file, state)}.yaml"
     graph = ComponentGraph.load(recipe)
     network = graph.build_artifact()
     if not isinstance(network, JiT):
@@ -72,19 +78,6 @@ def _choose(file: Path, entry: str | None) -> tuple[str, dict[str, Tensor]]:
     if len(state) < len(states[entry]):
         raise UserError(f"{file}: has weights twice, with and without 'net.'")
     return entry, state
-
-
-def _find_size(file: Path, state: Mapping[str, Tensor]) -> str:
-    for name in ("x_embedder.proj1.weight", "pos_embed"):
-        if name not in state:
-            raise UserError(f"{file}: not the weights of JiT: '{name}' is missing")
-    patch, width = (state[name].shape[-1:] for name in ("x_embedder.proj1.weight", "pos_embed"))
-    layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    size = (*patch, *width, len(layers))
-    if size not in _SIZES:
-        names = "patch size, width and layers"
-        raise UserError(f"{file}: {names} are {size}, which was not released; give its recipe with --recipe")
-    return _SIZES[size]
 
 
 def _check(state: Mapping[str, Tensor], network: JiT) -> None:

@@ -1,7 +1,6 @@
 """A released file of pMF's or iMF's weights, recognised and checked, to a run folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,33 +10,19 @@ from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.config.graph import ComponentGraph
 from genflow.conversion.numpy_file import read_archive
 from genflow.conversion.pmf import ROTATION, from_jax, from_torch, plain_name, to_torch
+from genflow.conversion.released_sizes import ReleasedSizes
 from genflow.errors import UserError
 from genflow.layers.embeddings import axial_rotation
 from genflow.runs.converted import check_free, write_run
 from genflow.weights import check_state, read_state
 
-
-@dataclass(frozen=True)
-class _Project:
-    """What tells the released files of a project.
-
-    Args:
-        name: as people call it.
-        patches: the name of the map of patches, whose last axis is a side of one.
-        tokens: a name whose last axis is the width.
-        sizes: recipes by side of a patch, width, and layers of trunk and main head.
-    """
-
-    name: str
-    patches: str
-    tokens: str
-    sizes: Mapping[tuple[int, int, int], str]
-
-
-_PMF = _Project(
+#: Of the trunk and of the main head.
+_LAYERS = ("shared_blocks.", "u_heads.")
+_PMF = ReleasedSizes(
     "pMF",
     "x_embedder.proj1.weight",
     "pos_embed",
+    _LAYERS,
     {
         (16, 768, 16): "pmf_b16_imagenet256",
         (16, 1024, 32): "pmf_l16_imagenet256",
@@ -47,10 +32,11 @@ _PMF = _Project(
         (32, 1280, 48): "pmf_h32_imagenet512",
     },
 )
-_IMF = _Project(
+_IMF = ReleasedSizes(
     "iMF",
     "x_embedder.proj.weight",
     "class_tokens",
+    _LAYERS,
     {
         (2, 768, 12): "imf_b2_imagenet",
         (2, 768, 24): "imf_m2_imagenet",
@@ -85,11 +71,11 @@ def convert_imf(file: Path, out: Path, recipes: Path, recipe: Path | None = None
     return _convert(_IMF, file, out, recipes, recipe)
 
 
-def _convert(project: _Project, file: Path, out: Path, recipes: Path, recipe: Path | None) -> Path:
+def _convert(project: ReleasedSizes, file: Path, out: Path, recipes: Path, recipe: Path | None) -> Path:
     check_free(out)
     state = _read(file)
     if recipe is None:
-        recipe = recipes / f"{_find_size(project, file, state)}.yaml"
+        recipe = recipes / f"{project.find(file, state)}.yaml"
     graph = ComponentGraph.load(recipe)
     network = graph.build_artifact()
     if not isinstance(network, PixelTransformer):
@@ -124,20 +110,6 @@ def _read(file: Path) -> dict[str, Tensor]:
         # Tokens are a batch of one in pMF's own networks only.
         state[plain] = value.unsqueeze(0) if plain.endswith("_tokens") and value.dim() == 2 else value
     return state
-
-
-def _find_size(project: _Project, file: Path, state: Mapping[str, Tensor]) -> str:
-    names = (project.patches, project.tokens)
-    for name in names:
-        if name not in state:
-            raise UserError(f"{file}: not the weights of {project.name}: '{name}' is missing")
-    patch, width = (state[name].shape[-1:] for name in names)
-    layers = {tuple(name.split(".")[:2]) for name in state if name.startswith(("shared_blocks.", "u_heads."))}
-    size = (*patch, *width, len(layers))
-    if size not in project.sizes:
-        what = "patch size, width and layers"
-        raise UserError(f"{file}: {what} are {size}, which was not released; give its recipe with --recipe")
-    return project.sizes[size]
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], network: PixelTransformer) -> None:
