@@ -1,0 +1,24 @@
+"""Show what a recipe builds."""
+
+from genflow.cli.parser import Parser
+from genflow.cli.progress import console
+
+
+def main() -> None:
+    parser = Parser(
+        "Print a recipe's components with their parameters and multiply-adds, a Mermaid drawing, "
+        "and the resolved YAML.",
+        "python tools/show_recipe.py recipes/biflow_digits.yaml",
+    )
+    parser.add_argument("recipe", help="YAML recipe")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_imports()
+    arguments = parser.parse_args()
+
+    from genflow.analysis.description import describe, graph_table, mermaid
+    from genflow.config.graph import ComponentGraph
+    from genflow.config.recipe import dump_yaml
+
+    graph = ComponentGraph.load(arguments.recipe, arguments.cfg_options, allow_imports=arguments.allow_imports)
+    console().print(graph_table(describe(graph)))
+    print(f"\n```mermaid\n{mermaid(graph)}\n```\n\n{dump_yaml(graph.plain)}", end="")
