@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help ends with an example."""
 
     def __init__(self, description: str, example: str):
+        script = Path(sys.argv[0]).stem
+        if script.startswith("genflow-"):
+            example = re.sub(r"python tools/\w+\.py", script, example)
         super().__init__(
             description=description,
             epilog=f"example:\n  {example}",
@@ -105,6 +109,16 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def recipe(name: str) -> str:
+    """A recipe's file, or the name of one of GenFlow's own, as an argument type."""
+    from genflow.config.recipe_files import recipe_file
+
+    try:
+        return recipe_file(name)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def device(name: str) -> str:

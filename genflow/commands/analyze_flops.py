@@ -4,7 +4,7 @@ import json
 
 from rich.table import Table
 
-from genflow.cli.parser import Parser, check_json
+from genflow.cli.parser import Parser, check_json, recipe
 from genflow.cli.progress import console, progress_bar
 
 
@@ -14,7 +14,9 @@ def main() -> None:
         "or of feature encoders, without training-only parts, beside the recipes' published numbers.",
         "python tools/analyze_flops.py recipes/*_imagenet.yaml --by-component --json flops.json",
     )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes")
+    parser.add_argument(
+        "recipes", type=recipe, nargs="+", metavar="RECIPE", help="YAML recipes, or names of GenFlow's own"
+    )
     parser.add_argument("--by-component", action="store_true", help="also list the multiply-adds of each submodule")
     parser.add_json("write the figures as a list of objects")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genflow.cli.parser import Parser, check_json, device
+from genflow.cli.parser import Parser, check_json, device, recipe
 from genflow.cli.progress import console, progress_bar
+from genflow.config.recipe_files import RECIPES
 
 #: Of every benchmark: its module in genflow.benchmarks, and there its options, computation and table.
 BENCHMARKS = {
@@ -20,7 +21,6 @@ BENCHMARKS = {
     "data": ("data", "DataOptions", "benchmark_data", "data_table"),
 }
 PRECISIONS = ["float32", "bfloat16"]
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         "noise; a recipe gets random weights.",
         example="python tools/benchmark.py inverse recipes/biflow_b2_imagenet.yaml --batch 1 8 --repeats 3",
     )
-    inverse.add_argument("subject", metavar="RUN|RECIPE", help="run folder, or YAML recipe")
+    inverse.add_argument("subject", type=recipe, metavar="RUN|RECIPE", help="run folder, or YAML recipe")
     inverse.add_argument(
         "--batch", type=int, nargs="+", dest="batches", help="batch sizes (default: 1 8; on a GPU 1 2 4 ... 256)"
     )
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
         "with its graph over attention that is not fused, every head and every call computed.",
         example="python tools/benchmark.py train-step recipes/pmf_b16_imagenet256.yaml --reduced --json step.json",
     )
-    step.add_argument("subject", metavar="RECIPE", help="YAML recipe of a MeanFlow")
+    step.add_argument("subject", type=recipe, metavar="RECIPE", help="YAML recipe of a MeanFlow")
     step.add_argument("--batch", type=int, default=8, help="rows per step (default: 8)")
     step.add_argument("--reduced", action="store_true", help="a model of the same tokens that a CPU can train")
     step.add_argument("--precision", choices=PRECISIONS, default="float32", help="of products")
@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
         "recipe's encoders give, against a direct transcription of its formulas, feature by feature.",
         example="python tools/benchmark.py drift-loss recipes/drift_ablation_imagenet.yaml --reduced --repeats 2",
     )
-    loss.add_argument("subject", metavar="RECIPE", help="YAML recipe of a Drifting")
+    loss.add_argument("subject", type=recipe, metavar="RECIPE", help="YAML recipe of a Drifting")
     loss.add_argument("--reduced", action="store_true", help="one label per update, which a CPU can hold")
     loss.add_argument(
         "--precision", choices=PRECISIONS, help="of the features (default: that of the recipe's training)"
@@ -111,8 +111,9 @@ def parse() -> argparse.Namespace:
     distance.add_argument("--batch", type=int, default=1024, metavar="N", help="samples of each side (default: 1024)")
     distance.add_argument(
         "--recipe",
-        default=str(RECIPES / "pmf_b16_imagenet256.yaml"),
-        help="whose generator runs beside, with random weights (default: recipes/pmf_b16_imagenet256.yaml)",
+        type=recipe,
+        default="pmf_b16_imagenet256",
+        help="whose generator runs beside, with random weights (default: pmf_b16_imagenet256)",
     )
     distance.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
 

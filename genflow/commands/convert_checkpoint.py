@@ -56,8 +56,9 @@ def main() -> None:
         project.add_argument("--recipe", type=Path, help="YAML recipe of a model that was not released")
         project.set_defaults(convert=convert)
     arguments = parser.parse_args()
-    recipes = Path(__file__).resolve().parents[1] / "recipes"
-    given = (arguments.source, arguments.out, recipes, arguments.recipe)
+    from genflow.config.recipe_files import RECIPES
+
+    given = (arguments.source, arguments.out, RECIPES, arguments.recipe)
     print(f"{arguments.out}: {arguments.convert(arguments, given)}")
 
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from genflow.cli.parser import Parser
 from genflow.cli.progress import progress_bar
+from genflow.config.recipe_files import RECIPES
 
 if TYPE_CHECKING:
     from genflow.reproduction.ablation import Ablation, Job
-
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def main() -> None:

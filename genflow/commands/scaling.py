@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from genflow.cli.parser import Parser, check_json
+from genflow.cli.parser import Parser, check_json, recipe
 from genflow.cli.progress import console, progress_bar
 
 
@@ -18,7 +18,9 @@ def main() -> None:
         "of a data sheet (H100 SXM in nodes of 8). Arithmetic, not measurements: docs/scaling.md has the formulas.",
         "python tools/scaling.py recipes/pmf_b16_imagenet256.yaml --gpus 8 64 512 --share 0.35",
     )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="YAML recipes")
+    parser.add_argument(
+        "recipes", type=recipe, nargs="+", metavar="RECIPE", help="YAML recipes, or names of GenFlow's own"
+    )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], help="numbers of GPUs (default: 8 64 512)")
     parser.add_argument(
         "--share", type=float, default=0.35, help="what networks reach of the rate in bfloat16 (default: 0.35)"

@@ -1,6 +1,6 @@
 """Show what a recipe builds."""
 
-from genflow.cli.parser import Parser
+from genflow.cli.parser import Parser, recipe
 from genflow.cli.progress import console
 
 
@@ -10,7 +10,7 @@ def main() -> None:
         "and the resolved YAML.",
         "python tools/show_recipe.py recipes/biflow_digits.yaml",
     )
-    parser.add_argument("recipe", help="YAML recipe")
+    parser.add_argument("recipe", type=recipe, help="YAML recipe, or name of GenFlow's own")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
     parser.add_imports()
     arguments = parser.parse_args()

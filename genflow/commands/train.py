@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli.parser import Parser
+from genflow.cli.parser import Parser, recipe
 
 
 def main() -> None:
@@ -10,7 +10,7 @@ def main() -> None:
         "Train a recipe; missing prerequisites are trained first. Writes work_dirs/<recipe>/.",
         "python tools/train.py recipes/biflow_digits.yaml --cfg-options train_cfg.max_iters=200",
     )
-    parser.add_argument("recipe", help="YAML recipe")
+    parser.add_argument("recipe", type=recipe, help="YAML recipe, or name of GenFlow's own")
     parser.add_argument("--work-dir", type=Path, help="run folder (default: work_dirs/<recipe>)")
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="CKPT", help="continue from the newest checkpoint, or from CKPT"
