@@ -133,13 +133,13 @@ def describe(graph: ComponentGraph) -> list[NodeCost]:
     places = {}
     if method.generator is not None:
         cost = cost_or_reason(graph)
-        costs = {"network": cost} if isinstance(cost, str) else cost.by_component
+        costs = {"network": cost} if isinstance(cost, str) else {**cost.by_component, "": cost.generator_macs}
         places = {id(module): path for path, module in method.generator.named_modules()}
     rows = []
     for node, _ in graph.nodes():
         component = objects[node.path]
         parameters = list(component.parameters()) if isinstance(component, nn.Module) else []
-        macs = costs.get(places.get(id(component), ""))
+        macs = costs.get(places.get(id(component)))
         if component is method:
             macs = None
         elif macs is None and isinstance(component, FlowTeacher):

@@ -372,12 +372,15 @@ class ComponentGraph:
         yield from visit(self.model)
 
     def target(self, item: Node | Reference) -> Node:
-        """The node itself, or the one a reference means; a prerequisite's stands for its artifact."""
+        """The node itself, or the one a reference means; a prerequisite's stands for its artifact, or its generator."""
         if isinstance(item, Node):
             return item
         if item.name in self.components:
             return self.components[item.name]
-        artifact = self.prerequisites[item.name].graph.artifact
+        graph = self.prerequisites[item.name].graph
+        if item.kind == Generator.kind:
+            return Node(f"prerequisites.{item.name}.generator", Generator.kind, graph.model.cls)
+        artifact = graph.artifact
         return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
 
 

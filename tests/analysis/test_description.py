@@ -49,6 +49,15 @@ def test_describe_counts_a_shared_component_once():
     assert [row.path for row in describe(graph)].count("components.d") == 1
 
 
+def test_a_start_is_described_as_the_generator_that_it_is():
+    rows = {row.path: row for row in describe(ComponentGraph.load(RECIPES / "jit_digits_teacher_post.yaml"))}
+    start, teacher = rows["prerequisites.start.generator"], rows["prerequisites.teacher"]
+    assert (start.kind, start.type, start.trainable) == ("generator", "FlowMatching", True)
+    assert (teacher.kind, teacher.type, teacher.trainable) == ("backbone", "JiT", False)
+    assert start.parameters == teacher.parameters == rows["model.distances.sliced.encoder"].parameters > 0
+    assert start.macs > 0 and rows["model"].macs is None
+
+
 def test_mermaid_draws_every_component_and_prerequisites_dashed():
     graph = small_biflow("components={d: {type: SquaredError}}", "model.reconstruction=$d")
     lines = mermaid(graph).splitlines()
