@@ -54,6 +54,21 @@ METHODS = {
             "optim_wrapper={optimizer: {type: AdamW, lr: 0.01}}",  # small steps leave samples that are hardly apart
         ],
     ),
+    "post_training": (
+        "pmf_digits_post",
+        [
+            *(
+                f"prerequisites.start.recipe.model.backbone.{option}"
+                for option in ("width=16", "heads=2", "depth=2", "head_depth=1", "auxiliary_depth=1")
+            ),
+            "prerequisites.start.recipe.evaluation=null",
+            *(f"prerequisites.judge.recipe.model.encoder.{option}" for option in ("width=8", "norm_groups=2")),
+            *(f"prerequisites.{name}.recipe.train_cfg.max_iters=1" for name in ("start", "encoder", "judge")),
+            "model.start_samples=32",
+            "model.distances.frechet={encoder: $encoder, features: [pooled], distance: {type: FrechetDistance}}",
+            SGD,
+        ],
+    ),
     "encoder": ("mae_digits", ["model.encoder.width=8", "model.encoder.norm_groups=2", SGD]),
 }
 SHARED_OUT = ("train_cfg.sharding.frozen=true",)
@@ -133,6 +148,7 @@ def started_from(folder, run_folder):
         ("muon", 2, ()),
         ("derivative", 2, SHARED_OUT),
         ("encoder", 2, SHARED_OUT),
+        ("post_training", 2, SHARED_OUT),
     ],
 )
 def test_processes_equal_one(alone, tmp_path, name, processes, options):
