@@ -21,8 +21,9 @@ class FrechetDistance(DistributionDistance):
     update.
 
     Args:
-        estimator: ``average``: running averages of the first and second moment; ``queue``: the moments of the newest
-            samples, the present ones among them; ``batch``: of the present ones alone.
+        estimator: ``average``: running averages of the first and second moment, as exact as those of
+            (1 + decay) / (1 - decay) updates' samples, and decay / (1 - decay) updates late; ``queue``: the moments of
+            the newest samples, the present ones among them; ``batch``: of the present ones alone.
         decay: of the running averages.
         queue: samples in the queue.
     """
@@ -39,6 +40,7 @@ class FrechetDistance(DistributionDistance):
         self.queue = queue
         self._seen: Tensor | None = None
         self._real: tuple[Tensor, Tensor, Tensor] | None = None
+        self._queued: int | None = None
 
     def begin(self, positions: int, width: int) -> None:
         def zeros(*shape: int) -> Tensor:
@@ -94,6 +96,7 @@ class FrechetDistance(DistributionDistance):
             rows = rows[-self.queue :]
             places = (self.count - len(rows)).long() + torch.arange(len(rows), device=rows.device)
             self.newest[places % self.queue] = rows.to(self.newest.dtype)
+            self._queued = None if self._queued is None else min(self._queued + len(rows), self.queue)
 
     def _gaussian(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and covariance of generated samples, with (N, C) present ones."""
@@ -111,7 +114,9 @@ class FrechetDistance(DistributionDistance):
 
     def _with_newest(self, rows: Tensor) -> Tensor:
         """(N, C) rows and as many of the newest others as the queue holds beside them."""
-        others = max(0, min(self.queue - len(rows), int(self.count)))
+        if self._queued is None:  # the device is asked once
+            self._queued = min(int(self.count), self.queue)
+        others = max(0, min(self.queue - len(rows), self._queued))
         places = self.count.long() - 1 - torch.arange(others, device=rows.device)
         return torch.cat([rows, self.newest[places % self.queue].to(rows.dtype)])
 
@@ -127,7 +132,7 @@ class FrechetDistance(DistributionDistance):
         return self._real
 
     def forget(self) -> None:
-        self._real = None
+        self._real = self._queued = None
 
 
 def _pooled(features: Tensor) -> Tensor:
