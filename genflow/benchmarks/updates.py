@@ -20,7 +20,7 @@ from genflow.engine.layers import apply_layer_settings
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.optimizer import build_optimizer
 from genflow.errors import UserError
-from genflow.feature_encoders.base import FeatureEncoder
+from genflow.feature_encoders.base import FeatureEncoder, without_weights
 from genflow.methods.base import Method
 from genflow.registry import DATASETS
 
@@ -152,7 +152,7 @@ def made_up_method(graph: ComponentGraph, device: torch.device, for_training: bo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with drawn_on(device) as networks:
+        with drawn_on(device) as networks, without_weights():
             method: Method = graph.build(partial(_random_artifact, graph), for_training=for_training)
             for module in method.modules():
                 if isinstance(module, Codec) and not module.can_decode:

@@ -66,9 +66,11 @@ def check(graph: ComponentGraph) -> Checked:
         if isinstance(module, Codec) and not module.can_decode and method.generator is not None:
             problem = f"the codec has no weights, so samples cannot be decoded: {module.weights_hint}"
             raise UserError(f"{graph.source}: {problem}")
-        if isinstance(module, FeatureEncoder) and not module.has_weights:
-            name = type(module).__name__
-            raise UserError(f"{graph.source}: the encoder {name} has no weights: {module.weights_hint}")
+        if isinstance(module, FeatureEncoder):
+            module.fetch()
+            if not module.has_weights:
+                name = type(module).__name__
+                raise UserError(f"{graph.source}: the encoder {name} has no weights: {module.weights_hint}")
     cost = None if method.generator is None else _cost(graph, method)
     if isinstance(cost, str):  # nothing that is trained depends on it
         say(f"warning: not counted: {cost}")

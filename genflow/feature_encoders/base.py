@@ -1,11 +1,31 @@
 """The contract of feature encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+
+_WITHOUT_WEIGHTS = ContextVar("encoders are built without weights", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Encoders that are built meanwhile fetch no weights, as on the meta device."""
+    token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+def weights_are_wanted() -> bool:
+    """Whether an encoder that is built now may fetch its weights."""
+    return not _WITHOUT_WEIGHTS.get() and torch.get_default_device().type != "meta"
 
 
 class FeatureEncoder(nn.Module):
@@ -26,6 +46,12 @@ class FeatureEncoder(nn.Module):
     weights_hint: str = "set its 'weights', or train without it, e.g. --cfg-options model.perceptual=null"
     #: Whether its features mean something; one that a run trains is at random until weights are loaded.
     trained: bool = True
+
+    def fetch(self) -> None:
+        """See whether weights that lie elsewhere can be had, of an encoder that was built on the meta device.
+
+        ``has_weights`` says so afterwards, and ``weights_hint`` why not.
+        """
 
     def repeated_layers(self) -> Sequence[nn.Module]:
         """Its parts that training may compile, checkpoint or share out one by one (``train_cfg``)."""

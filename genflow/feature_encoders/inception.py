@@ -1,14 +1,15 @@
 """The Inception network of 2015-12-05, by which FIDs are measured, through torch-fidelity."""
 
+import io
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from genflow.errors import UserError, missing_extra, reason
-from genflow.feature_encoders.base import FeatureEncoder
+from genflow.feature_encoders.base import FeatureEncoder, weights_are_wanted
 from genflow.ranges import LocalPath
 from genflow.registry import FEATURE_ENCODERS
 
@@ -25,12 +26,15 @@ class Inception(FeatureEncoder):
     """``pooled``, (B, 1, 2048), and the 1,008 logits of the network of FID and Inception Score, without their bias.
 
     Images are rounded to 8 bits, resized to 299 pixels a side, and taken as (x - 128) / 128 (docs/drifting.md, D18).
+    On the meta device it is built without weights, which :meth:`fetch` then looks for.
 
     Args:
         weights: the file ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity's release; None lets
             torch-fidelity fetch it into torch's cache.
         resize: ``tensorflow1``: bilinear as TensorFlow 1 has it, that of ADM, torch-fidelity and most published FIDs;
             ``half_pixel``: between the centres of pixels, that of the JAX evaluations of pMF and Drifting.
+        rounded: clamped and rounded, as FIDs are measured; a generator that is trained on these features needs them
+            without, for rounding has no derivative.
 
     Raises:
         UserError: torch-fidelity is not installed, or ``weights`` is not that file.
@@ -39,26 +43,31 @@ class Inception(FeatureEncoder):
     num_classes = 1008
     feature_names = ("pooled",)
 
-    def __init__(self, weights: LocalPath | None = None, resize: Literal["tensorflow1", "half_pixel"] = "tensorflow1"):
+    def __init__(
+        self,
+        weights: LocalPath | None = None,
+        resize: Literal["tensorflow1", "half_pixel"] = "tensorflow1",
+        rounded: bool = True,
+    ):
         super().__init__()
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise missing_extra("torch-fidelity", "fid") from error
-        if weights is not None and not Path(weights).is_file():
-            raise UserError(f"weights of Inception: there is no file '{weights}'")
-        try:
-            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
-        except Exception as error:  # whatever a download or a file of another sort raises
-            raise UserError(f"weights of Inception: {weights or 'the download'}: {reason(error)}") from error
+        self.has_weights = weights is not None or weights_are_wanted()
+        network = _network(weights, self.has_weights)
+        self.rounded = rounded
         self.layers = nn.Sequential(*(getattr(network, name) for name in _LAYERS))
         self.classifier = network.fc
         self.resize = resize
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3 or 1, H, W) images in [-1, 1] to ``{"pooled": (B, 1, 2048)}``."""
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().expand(-1, 3, -1, -1)
+        """(B, 3 or 1, H, W) images in [-1, 1] to ``{"pooled": (B, 1, 2048)}``.
+
+        Raises:
+            ValueError: a derivative by images that are rounded is asked for.
+        """
+        if self.rounded and images.requires_grad:
+            raise ValueError("Inception rounds images, which has no derivative; for training there is rounded: false")
+        pixels = (images.clamp(-1, 1) + 1) * 127.5 if self.rounded else (images + 1) * 127.5
+        pixels = (pixels.round() if self.rounded else pixels).expand(-1, 3, -1, -1)
         return {"pooled": self.layers((self._resized(pixels) - 128) / 128).flatten(1).unsqueeze(1)}
 
     def classify(self, images: Tensor) -> Tensor:
@@ -71,7 +80,17 @@ class Inception(FeatureEncoder):
 
     @property
     def description(self) -> dict[str, str | int]:
-        return {"resize": self.resize}
+        return {"resize": self.resize} | ({} if self.rounded else {"rounded": "no"})
+
+    def fetch(self) -> None:
+        if self.has_weights:
+            return
+        try:
+            with torch.device("meta"):
+                _network(None, with_weights=True)
+            self.has_weights = True
+        except UserError as error:
+            self.weights_hint = str(error)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """(B, 2048) features to (B, 1008) logits."""
@@ -84,3 +103,26 @@ class Inception(FeatureEncoder):
         from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
         return interpolate_bilinear_2d_like_tensorflow1x(pixels.to(torch.float32), size=size, align_corners=False)
+
+
+def _network(weights: str | None, with_weights: bool) -> nn.Module:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise missing_extra("torch-fidelity", "fid") from error
+    if not with_weights:
+
+        class WithoutWeights(FeatureExtractorInceptionV3):
+            def load_state_dict(self, *_: Any, **__: Any) -> None:
+                """There are none; torch-fidelity loads what it gets, here an empty file, in its constructor."""
+
+        empty = io.BytesIO()
+        torch.save({}, empty)
+        empty.seek(0)
+        return WithoutWeights("inception", ["2048"], feature_extractor_weights_path=empty)
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"weights of Inception: there is no file '{weights}'")
+    try:
+        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=weights)
+    except Exception as error:  # whatever a download or a file of another sort raises
+        raise UserError(f"weights of Inception: {weights or 'the download'}: {reason(error)}") from error

@@ -8,6 +8,7 @@ import torch
 from genflow.errors import UserError
 from genflow.evaluation.inception import inception_input
 from genflow.feature_encoders import Inception, TimmFeatures
+from genflow.feature_encoders.base import without_weights
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,38 @@ def test_unknown_models_and_foreign_weights(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(UserError):
         TimmFeatures("resnet10t", str(tmp_path / "other.pt"))
+
+
+def test_a_generator_trains_on_features_without_rounding_only(network, weights):
+    images = (torch.rand(1, 3, 32, 32) * 2.2 - 1.1).requires_grad_()
+    with pytest.raises(ValueError, match="rounds images, which has no derivative; for training there is rounded: fal"):
+        Inception(weights)(images)
+    encoder = Inception(weights, rounded=False)
+    encoder(images)["pooled"].square().sum().backward()
+    assert (images.grad != 0).float().mean() > 0.5  # the resize takes every pixel
+    whole = torch.randint(0, 256, (1, 3, 32, 32)) / 127.5 - 1
+    with torch.no_grad():
+        expected = Inception(weights)(whole)["pooled"]
+        torch.testing.assert_close(encoder(whole)["pooled"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [Inception, lambda: TimmFeatures("vit_tiny_patch16_224")], ids=["Inception", "timm"])
+def test_on_the_meta_device_weights_are_yet_to_be_fetched(make, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", "/nowhere")
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    with torch.device("meta"):
+        encoder = make()
+    assert not encoder.has_weights
+    assert encoder(torch.empty(2, 3, 64, 64, device="meta"))["pooled"].shape[:2] == (2, 1)
+    encoder.fetch()
+    assert not encoder.has_weights and "no network" in encoder.weights_hint
+    with pytest.raises(UserError, match="no network"):
+        make()
+    with without_weights():
+        encoder = make()
+    assert not encoder.has_weights and not next(encoder.parameters()).is_meta
