@@ -145,7 +145,7 @@ def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, na
     for axes, entry, found in zip(strips, entries, nearest, strict=True):
         _show(axes, torch.cat([entry.compared, found.pictures]), COMPARED, "")
         apart = float(found.distances.median())
-        said = f"{entry.name}: {apart:.0f} grey levels away; training pictures from each other {usual:.0f}"
+        said = f"{entry.name}: {apart:.0f} grey levels away\ntraining pictures from each other {usual:.0f}"
         axes.set_xlabel(said, fontsize=8)
     for part in bottom:
         _tabulate(part.subplots(), entries)
