@@ -136,7 +136,9 @@ def _kind_page(registry: str, kind: str, names: list[str]) -> str:
 
 
 def _whole(module: str, level: int = 2) -> str:
-    return f"::: {module}\n    options: {{heading_level: {level}, show_root_heading: false, show_root_toc_entry: false}}"
+    return (
+        f"::: {module}\n    options: {{heading_level: {level}, show_root_heading: false, show_root_toc_entry: false}}"
+    )
 
 
 def _title(place: str) -> str:

@@ -9,6 +9,8 @@ BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What opens and closes a group, and the spaces between formulas of a block.
 TOKEN = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\q?quad(?![a-z])|\\.|[{}]")
 
+FUNCTION = re.compile(r"<mi>(?:cos|log|sin)</mi>(?!<m(?:o|row><mo)\b)")
+
 
 def on_page_markdown(markdown: str, **_) -> str:
     """Every block of the page, which GitHub draws by itself."""
@@ -17,8 +19,13 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 def drawn(block: str) -> str:
     """A block of LaTeX as one line of HTML; its formulas, each MathML, stand in as many rows as the page's width wants."""
-    formulas = "".join(f"<span>{convert(formula, display='block')}</span>" for formula in apart(block))
+    formulas = "".join(f"<span>{mathml(formula)}</span>" for formula in apart(block))
     return f'<div class="mathematics">{formulas}</div>'
+
+
+def mathml(formula: str) -> str:
+    """One formula; a thin space follows names of functions without brackets, which the converter leaves out."""
+    return FUNCTION.sub(r'\g<0><mspace width="0.17em"/>', convert(formula, display="block"))
 
 
 def apart(block: str) -> Iterator[str]:

@@ -17,7 +17,9 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-LINK = re.compile(r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+LINK = re.compile(
+    r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
+)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -56,7 +58,13 @@ def rewritten(text: str, origin: str, repo_url: str | None) -> str:
             return f"{found['picture']}[{found['text']}]({path.removeprefix('docs/')}{anchor})"
         if repo_url:
             return f"[{found['text']}]({repo_url.rstrip('/')}/blob/main/{path})"
-        return found["text"] if "`" in found["text"] else f"`{found['text']}`" if _is_name(found["text"]) else found["text"]
+        return (
+            found["text"]
+            if "`" in found["text"]
+            else f"`{found['text']}`"
+            if _is_name(found["text"])
+            else found["text"]
+        )
 
     return LINK.sub(replace, text)
 
