@@ -59,7 +59,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def tool_and_arguments(words: list[str]) -> tuple[str, list[str]]:
-    """``torchrun ... tools/train.py recipes/*.yaml`` to ``train`` and its arguments as a shell in the root expands them."""
+    """``torchrun ... tools/train.py recipes/*.yaml`` to ``train`` and its arguments, expanded as a shell would."""
     place = next(index for index, word in enumerate(words) if TOOL.search(word))
     name = TOOL.search(words[place])[1]
     return name, [path for word in words[place + 1 :] for path in expanded(word)]

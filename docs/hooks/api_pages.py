@@ -1,7 +1,7 @@
 """The API reference: a page for each kind of component, found in the source, which is parsed and never imported.
 
-The kinds are those of ``genflow/registry.py``, their components what is registered with them, their contracts what their
-folder's ``base.py`` holds. ``mkdocstrings`` makes the pages' text of docstrings and signatures.
+The kinds are those of ``genflow/registry.py``, their components what is registered with them, their contracts what
+their folder's ``base.py`` holds. ``mkdocstrings`` makes the pages' text of docstrings and signatures.
 """
 
 import ast
@@ -88,7 +88,7 @@ def on_files(files, config):
 
 
 def on_page_content(html: str, page, **_) -> str:
-    """Roles of reStructuredText in docstrings (``:class:`~genflow.draws.draws.Draws```) as links, where there is a place."""
+    """Docstrings' roles, ``:class:`~genflow.draws.draws.Draws```, as links where the site has a place for them."""
 
     def link(found: re.Match) -> str:
         short, name = found.groups()
@@ -103,9 +103,9 @@ def _index_page(rows: list[str]) -> str:
         [
             "# API reference",
             "",
-            "From docstrings and signatures. What a kind has to do is its contract; how to add a component of your own:",
-            "[custom_components.md](../custom_components.md). [In Python](python.md): runs, sampling, recipes, random numbers;",
-            "[generators](generators.md), which methods build and recipes do not name.",
+            "From docstrings and signatures. What a kind has to do is its contract; how to add a component of your own",
+            "is on [custom_components.md](../custom_components.md). [In Python](python.md) has runs, sampling, recipes",
+            "and random numbers, [generators](generators.md) what methods build and recipes do not name.",
             "",
             "| kind | registry | components |",
             "|---|---|---|",

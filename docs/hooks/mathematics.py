@@ -18,7 +18,7 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def drawn(block: str) -> str:
-    """A block of LaTeX as one line of HTML; its formulas, each MathML, stand in as many rows as the page's width wants."""
+    """A block of LaTeX as one line of HTML: its formulas side by side, each in MathML."""
     formulas = "".join(f"<span>{mathml(formula)}</span>" for formula in apart(block))
     return f'<div class="mathematics">{formulas}</div>'
 

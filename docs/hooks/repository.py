@@ -20,6 +20,8 @@ ROOT_PAGES = {
 LINK = re.compile(
     r"(?P<picture>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
 )
+#: A link's text that is the name of a file.
+FILE_NAME = re.compile(r"[\w./-]+\.\w+|[A-Z]+")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,16 +60,6 @@ def rewritten(text: str, origin: str, repo_url: str | None) -> str:
             return f"{found['picture']}[{found['text']}]({path.removeprefix('docs/')}{anchor})"
         if repo_url:
             return f"[{found['text']}]({repo_url.rstrip('/')}/blob/main/{path})"
-        return (
-            found["text"]
-            if "`" in found["text"]
-            else f"`{found['text']}`"
-            if _is_name(found["text"])
-            else found["text"]
-        )
+        return f"`{found['text']}`" if FILE_NAME.fullmatch(found["text"]) else found["text"]
 
     return LINK.sub(replace, text)
-
-
-def _is_name(text: str) -> bool:
-    return bool(re.fullmatch(r"[\w./-]+\.\w+|[A-Z]+", text))
