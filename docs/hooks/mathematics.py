@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from latex2mathml.converter import convert
+from mkdocs.exceptions import Abort
+
+try:
+    from latex2mathml.converter import convert
+except ImportError:
+    raise Abort("formulas need the package 'latex2mathml': pip install -e \".[docs]\"") from None
 
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What opens and closes a group, and the spaces between formulas of a block.
