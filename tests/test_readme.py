@@ -99,6 +99,7 @@ def check(words: list[str], text: str, parsed) -> None:
         assert {word for word in arguments if word.startswith("--")} <= options(parser)
         assert not subcommands(parser) or arguments[0] in subcommands(parser)
         return
+    arguments = [f"{word}.yaml" if word == "RECIPE" else word for word in arguments]  # a bare name has to be there
     given = vars(parsed(tool, arguments).arguments)
     keys = ("recipe", "recipes", "run", "runs", "subject")
     named = [Path(name) for key in keys for name in as_list(given.get(key)) if isinstance(name, str | Path)]
