@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ from genflow.engine.update_cost import count_updates
 from genflow.errors import UserError
 from genflow.losses.base import Loss
 from genflow.methods.base import Method
+
+#: Seconds between two drawings of the bar.
+_REDRAWN = 0.2
 
 
 def seconds_of_update_at_peak(graph: ComponentGraph, method: Method) -> float | None:
@@ -87,12 +91,13 @@ class ConsoleHook(LoggerHook):
 
 
 class BarHook(Hook):
-    """Moves a progress bar on."""
+    """Moves a progress bar on, and draws it a few times per second."""
 
     priority = "LOWEST"
 
     def __init__(self, bar: Progress):
         self.bar = bar
+        self.drawn = 0.0
 
     def before_train(self, runner) -> None:
         self.task = self.bar.add_task("", total=runner.max_iters, completed=runner.iter, said="")
@@ -100,7 +105,10 @@ class BarHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         seconds = runner.message_hub.get_scalar("train/time").mean(50)
         said = f"{runner.batch_size / max(seconds, 1e-9):.4g} images/s  loss {outputs['loss']:.4g}"
-        self.bar.update(self.task, completed=batch_idx + 1, said=said)
+        due = time.monotonic() - self.drawn > _REDRAWN or batch_idx + 1 == runner.max_iters
+        self.bar.update(self.task, completed=batch_idx + 1, said=said, refresh=due)
+        if due:
+            self.drawn = time.monotonic()
 
 
 @contextmanager
@@ -116,6 +124,7 @@ def progress_shown(runner) -> Iterator[None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
         console=Console(markup=False, emoji=False),
+        auto_refresh=False,  # by a thread, whose lock a process of the loader might be forked with
         transient=True,
         redirect_stderr=sys.stderr.isatty(),
     )
