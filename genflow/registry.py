@@ -48,7 +48,9 @@ HOOKS_ROOT = _Root("hook", mm.HOOKS)
 SCHEDULERS_ROOT = _Root("parameter scheduler", mm.PARAM_SCHEDULERS, "engine")
 OPTIMIZERS_ROOT = _Root("optimizer", mm.OPTIMIZERS, "engine")
 EVALUATORS_ROOT = _Root("evaluator", mm.EVALUATOR, "evaluation")
-TRANSFORMS_ROOT = _Root("transform", mm.TRANSFORMS, "data.transforms")  # alone: mmcv imports OpenCV
+# These two alone, since they import OpenCV: mmcv, and mmengine's visualizer.
+TRANSFORMS_ROOT = _Root("transform", mm.TRANSFORMS, "data.transforms")
+VISBACKENDS_ROOT = _Root("visualization backend", mm.VISBACKENDS, "engine.visualizer")
 
 
 class KindRegistry(mm.Registry):
@@ -88,9 +90,10 @@ class KindRegistry(mm.Registry):
         try:
             self.parent.import_from_location()
         except ImportError as error:
-            if self.parent is not TRANSFORMS_ROOT:
+            if self.parent not in (TRANSFORMS_ROOT, VISBACKENDS_ROOT):
                 raise
-            raise opencv_missing(f"mmcv, which has {self.name}s", error) from error
+            package = "mmcv" if self.parent is TRANSFORMS_ROOT else "mmengine's visualizer"
+            raise opencv_missing(f"{package}, which has {self.name}s", error) from error
 
     @property
     def module_dict(self) -> dict[str, type]:
@@ -112,9 +115,10 @@ class KindRegistry(mm.Registry):
 
     def components(self) -> dict[str, type]:
         """Every name that a recipe may give for this kind, with its class; errors as :meth:`import_from_location`."""
+        own = self.module_dict  # first: its modules import the external ones
         external = self.external.module_dict if self.external else {}
         usable = {name: cls for name, cls in external.items() if name not in self.unusable}
-        return {**usable, **self.module_dict}
+        return {**usable, **own}
 
 
 BACKBONES = KindRegistry("backbone", MODELS)
@@ -169,6 +173,7 @@ TRANSFORMS = KindRegistry(
         "KeyMapper",
     ),
 )
+VISBACKENDS = KindRegistry("visualization backend", VISBACKENDS_ROOT, supplied=("save_dir",), external=mm.VISBACKENDS)
 
 KINDS: dict[str, KindRegistry] = {
     kind.name: kind
@@ -189,6 +194,7 @@ KINDS: dict[str, KindRegistry] = {
         EVALUATORS,
         OPTIMIZERS,
         PARAM_SCHEDULERS,
-        TRANSFORMS,  # last, for names are looked up in this order
+        TRANSFORMS,  # these two last, for names are looked up in this order
+        VISBACKENDS,
     )
 }

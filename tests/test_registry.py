@@ -12,7 +12,7 @@ from torch import nn
 
 from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
-from genflow.config.sections import HookSlot, OptimizerSlot, SchedulerSlot
+from genflow.config.sections import HookSlot, OptimizerSlot, SchedulerSlot, VisBackendSlot
 from genflow.data.base import Dataset
 from genflow.data.pipeline import TransformSlot
 from genflow.distribution_distances.base import DistributionDistance
@@ -42,7 +42,7 @@ CONTRACTS = [
     Method,
     TimeSampler,
 ]
-SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot, TransformSlot]
+SLOTS = [HookSlot, OptimizerSlot, SchedulerSlot, TransformSlot, VisBackendSlot]
 
 
 def test_every_kind_is_reachable_by_its_contract():
@@ -76,6 +76,7 @@ def test_names_of_built_in_components():
         "optimizer": "AdamW",
         "parameter scheduler": "WarmupLR",
         "transform": "CenterCrop",
+        "visualization backend": "TensorboardVisBackend",
     }
     for kind, name in expected.items():
         assert KINDS[kind].components()[name].__name__ == name

@@ -6,6 +6,8 @@ data sheet, and the shares of them that a training reaches are assumptions.
 
 from dataclasses import dataclass
 
+from genflow.analysis.chips import H100_SXM
+
 #: Bytes of a gradient or weight in float32, and in bfloat16.
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -72,8 +74,8 @@ class Machine:
     """One GPU and its links; the defaults are an H100 SXM with 80 GB in nodes of 8.
 
     Args:
-        reduced_rate: multiply-adds per second in bfloat16, dense: half of 989 TFLOP/s (data sheet).
-        full_rate: those of float32 without TF32, which GenFlow does not switch on: half of 67 TFLOP/s (data sheet).
+        reduced_rate, full_rate: multiply-adds per second in bfloat16 and float32, see
+            :class:`~genflow.analysis.chips.Chip`.
         memory_rate: bytes per second of its memory (data sheet).
         node: GPUs of a node.
         node_link: bytes per second and direction between two GPUs of a node: half of NVLink's 900 GB/s (data sheet).
@@ -82,8 +84,8 @@ class Machine:
         launch: seconds in which the host starts an operator (assumed).
     """
 
-    reduced_rate: float = 494.5e12
-    full_rate: float = 33.5e12
+    reduced_rate: float = H100_SXM.reduced_rate
+    full_rate: float = H100_SXM.full_rate
     memory_rate: float = 3.35e12
     node: int = 8
     node_link: float = 450e9

@@ -27,6 +27,12 @@ class HookSlot:
     kind = "hook"
 
 
+class VisBackendSlot:
+    """One of mmengine's visualization backends, or a custom one; the engine supplies ``save_dir``."""
+
+    kind = "visualization backend"
+
+
 @dataclass
 class LoaderSection:
     """Training data.
@@ -197,6 +203,19 @@ class HooksSection:
 
 
 @dataclass
+class VisualizerSection:
+    """Where scalars, sample grids and figures go beside the run folder's own files (docs/logs.md).
+
+    Args:
+        vis_backends: TensorBoard, Weights & Biases and others, each once.
+        interval: updates between two points of the scalars.
+    """
+
+    vis_backends: list[VisBackendSlot] = field(default_factory=list)
+    interval: Positive = 1
+
+
+@dataclass
 class PrerequisiteSection:
     """A recipe that another one needs.
 
@@ -222,6 +241,7 @@ class RecipeSections:
         custom_imports: modules that register components of the user's own.
         train_dataloader, train_cfg, optim_wrapper, param_scheduler: data and updates.
         ema, default_hooks, custom_hooks: what happens around updates.
+        visualizer: where logs go besides.
         evaluation: what ``tools/evaluate.py`` measures.
         init_from: a run folder, or a file of weights, whose weights training starts from where names and shapes fit.
         seed: seed of initial weights, data order and every training draw.
@@ -239,6 +259,7 @@ class RecipeSections:
     ema: dict[PlainName, AverageSection] = field(default_factory=dict)
     default_hooks: HooksSection = field(default_factory=HooksSection)
     custom_hooks: list[HookSlot] = field(default_factory=list)
+    visualizer: VisualizerSection = field(default_factory=VisualizerSection)
     evaluation: Evaluator | None = None
     init_from: LocalPath | None = None
     seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather, all_gather_object, get_dist_info, is_main_process
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import Hook
 from torch import Tensor
 
 from genflow.config.graph import ComponentGraph
@@ -15,37 +15,20 @@ from genflow.config.sections import CheckpointSection, SamplesSection
 from genflow.data.skipped import read_skipped
 from genflow.engine.averages import swapped
 from genflow.engine.checkpoint import find_checkpoints, remove_checkpoint
+from genflow.engine.console import ConsoleHook, seconds_of_update_at_peak
 from genflow.engine.memory import out_of_memory
 from genflow.engine.sharding import gathered
+from genflow.engine.visualizer import VisualizerHook
 from genflow.errors import UserError
 from genflow.generators.base import Generator
 from genflow.inference.write_images import save_grid
-from genflow.losses.base import Loss
+from genflow.methods.base import Method
 from genflow.processes import decided
 from genflow.runs.folder import RAW, RunFolder
 from genflow.weights import naming_disk, write_atomically
 
 #: Share of the initial weights in an average from which on the log speaks of it.
 _NOTABLE_SHARE = 0.01
-
-
-class ConsoleHook(LoggerHook):
-    """mmengine's console line, with its ETA and images per second, for a loop without epochs.
-
-    The first one comes after the first update, which shows that all works.
-    """
-
-    def before_train(self, runner) -> None:
-        self._first = runner.iter
-        if any(isinstance(module, Loss) and module.weighted for module in runner.method.modules()):
-            figures = ", ".join(runner.method.progress) or "sample grids"
-            runner.logger.info(f"the loss is weighted and stays near its number of terms; progress shows in: {figures}")
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        due = self.every_n_inner_iters(batch_idx, self.interval) or batch_idx in (self._first, runner.max_iters - 1)
-        if due:
-            tags, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
-            runner.logger.info(f"{line}  images/s: {runner.batch_size / max(tags['time'], 1e-9):.4g}")
 
 
 class ScalarsHook(Hook):
@@ -186,6 +169,7 @@ class SampleGridHook(Hook):
         images = torch.cat(all_gather(images))[: len(labels)]
         if is_main_process():
             save_grid(images, self._file(runner, step), columns=section.per_class)
+            runner.visualizer.add_file("samples", self._file(runner, step), step)
 
     def _share(self, generator: Generator, labels: Tensor, seed: int) -> tuple[Tensor | None, str | None]:
         """This process's images, equally many in each, or why there are none."""
@@ -235,18 +219,22 @@ class CostHook(Hook):
         runner.logger.info(self.line)
 
 
-def build_hooks(graph: ComponentGraph, cost: str) -> tuple[dict[str, Any], list[Hook]]:
+def build_hooks(graph: ComponentGraph, method: Method, cost: str) -> tuple[dict[str, Any], list[Hook]]:
     """The hooks of a run: mmengine's default ones by name, and the others, the recipe's own last.
 
     Args:
         graph: the recipe.
+        method: its method.
         cost: what the log shall say that the model costs.
     """
-    section = graph.section("default_hooks")
+    section, visualizer = graph.section("default_hooks"), graph.section("visualizer")
+    peak_seconds = seconds_of_update_at_peak(graph, method)
     default = {
-        "logger": ConsoleHook(interval=section.logger.interval),
+        "logger": ConsoleHook(section.logger.interval, peak_seconds),
         "checkpoint": CheckpointHook(section.checkpoint),
         "sampler_seed": None,
     }
     own = [ScalarsHook(), TimeHook(), AverageHook(), SampleGridHook(section.samples), SkippedHook(), CostHook(cost)]
+    if visualizer.vis_backends:  # first: one that does not start leaves nothing behind
+        own.insert(0, VisualizerHook(visualizer.interval, peak_seconds))
     return default, [*own, *graph.section("custom_hooks")]

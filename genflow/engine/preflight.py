@@ -53,6 +53,10 @@ def check(graph: ComponentGraph) -> Checked:
     if RAW in graph.section("ema"):
         raise UserError(f"{graph.source}: ema.{RAW}: this is what the weights themselves are called, take another name")
     check_loader(graph)
+    if graph.section("visualizer").vis_backends:
+        from genflow.engine.visualizer import build_backends  # it imports OpenCV
+
+        build_backends(graph, Path("vis_data"))
     data: LoaderSection = graph.section("train_dataloader")
     objects: dict[str, Any] = {}
     method: Method = build_on_meta(graph, objects)

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner as MMEngineRunner
+from mmengine.visualization.vis_backend import BaseVisBackend
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from genflow.engine.checkpoint import TrainingState
 from genflow.engine.distributed import training_device
 from genflow.engine.loop import AutocastOptimWrapper, UpdateLoop
 from genflow.engine.signals import StopRequest
+from genflow.engine.visualizer import RunVisualizer
 from genflow.engine.watchdog import Watchdog
 from genflow.methods.base import Method
 
@@ -33,6 +35,7 @@ class Runner(MMEngineRunner):
         section: how long to train.
         optimizer: wraps the optimizer of ``state``.
         hooks: default hooks by name and further hooks.
+        backends: where logs go besides the run folder's own files.
         launcher: ``none``, or the launcher that started the process group.
     """
 
@@ -44,6 +47,7 @@ class Runner(MMEngineRunner):
         section: TrainSection,
         optimizer: AutocastOptimWrapper,
         hooks: tuple[dict[str, Any], list[Hook]],
+        backends: list[BaseVisBackend],
         launcher: str,
     ):
         self.state = state
@@ -51,6 +55,8 @@ class Runner(MMEngineRunner):
         self.stop = StopRequest()
         self.watchdog = Watchdog(section.stall_seconds)
         self.batch_size: int = loader.batch_sampler.global_batch
+        # mmengine keeps its loggers and visualizers by this name.
+        name = f"{work_dir.absolute()} {time.time_ns()}"
         super().__init__(
             model=state.method,
             work_dir=str(work_dir),
@@ -63,8 +69,8 @@ class Runner(MMEngineRunner):
             launcher=launcher,
             log_processor={"by_epoch": False, "window_size": hooks[0]["logger"].interval},
             randomness={"seed": state.seed % 2**32},
-            # mmengine keeps its loggers by this name.
-            experiment_name=f"{work_dir.absolute()} {time.time_ns()}",
+            visualizer=RunVisualizer.get_instance(name, vis_backends=backends),
+            experiment_name=name,
         )
 
     @property

@@ -1,5 +1,6 @@
 """Train a recipe: prerequisites first, then a run folder that holds the artifact."""
 
+import contextlib
 import itertools
 import math
 import signal
@@ -157,10 +158,12 @@ def _train(graph: ComponentGraph, folder: RunFolder, options: TrainOptions, give
             folder.keep_prerequisite(name, file)
         for name, run in runs.items():
             folder.keep_prerequisite(name, run.weights_file())
-    seconds = _run(runner)
-    _finish(graph, folder, runner, checked.cost)
-    barrier()
-    _evaluate(Run(folder.path, graph), runner.logger.info)
+    with contextlib.closing(runner.visualizer):
+        seconds = _run(runner)
+        _finish(graph, folder, runner, checked.cost)
+        barrier()
+        evaluated = _evaluate(Run(folder.path, graph), runner.logger.info)
+        runner.visualizer.add_figures("evaluation", evaluated, runner.max_iters)
     runner.logger.info(f"finished in {seconds:.0f} s: {folder}")
 
 
@@ -239,6 +242,7 @@ def _build_runner(
         from genflow.engine import hooks
         from genflow.engine.loop import AutocastOptimWrapper
         from genflow.engine.runner import Runner
+        from genflow.engine.visualizer import build_backends
     except ImportError as error:
         raise opencv_missing("mmengine's runner, which trains", error) from error
 
@@ -272,7 +276,8 @@ def _build_runner(
         loader_from(state.step),
         section,
         optimizer,
-        hooks.build_hooks(graph, cost),
+        hooks.build_hooks(graph, method, cost),
+        build_backends(graph, folder.visualizer_folder),
         options.launcher,
     )
 
@@ -307,11 +312,12 @@ def _run(runner: "Runner") -> float:
     Raises:
         TrainingDiverged, TrainingStopped: after the last good state was saved.
     """
+    from genflow.engine.console import progress_shown
     from genflow.engine.loop import TrainingDiverged
 
     began = time.perf_counter()
     try:
-        with stop_requests(runner.stop), runner.watchdog:
+        with stop_requests(runner.stop), runner.watchdog, progress_shown(runner):
             runner.train()
     except TrainingDiverged as error:
         raise TrainingDiverged(f"training stopped at {error}; the state before it: {_save(runner)}") from None
@@ -364,18 +370,26 @@ def _finish(
                 folder.write_artifact(graph, state, name)
 
 
-def _evaluate(run: Run, tell: Callable[[str], None]) -> None:
-    """Evaluate a run if its recipe says how; it is complete without. Long evaluations are shared by the processes."""
+def _evaluate(run: Run, tell: Callable[[str], None]) -> dict[str, float]:
+    """Evaluate a run if its recipe says how; it is complete without. Long evaluations are shared by the processes.
+
+    Returns:
+        its figures, in the main process; empty without.
+    """
+    found: dict[str, float] = {}
     if run.graph.recipe.arguments["evaluation"] is None:
-        return
+        return found
     try:
         evaluator = agreed(run.evaluator)
         shared = not evaluator.holds_images
         if shared or is_main_process():
-            tell("evaluation\n" + format_report(measure(run, evaluator, Setting(), training_device(), shared=shared)))
+            report = measure(run, evaluator, Setting(), training_device(), shared=shared)
+            tell("evaluation\n" + format_report(report))
+            found = report["model"]
     except UserError as error:
         tell(f"not evaluated: {error}")
     barrier()
+    return found
 
 
 def _lacks_evaluation(run: Run) -> bool:

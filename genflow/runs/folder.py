@@ -50,6 +50,7 @@ class RunFolder:
         self.metrics_lock = self.path / ".metrics.json.lock"
         self.scalars_file = self.path / "scalars.jsonl"
         self.skipped_file = self.path / "unreadable.txt"
+        self.visualizer_folder = self.path / "vis_data"
 
     def __str__(self) -> str:
         return str(self.path)
