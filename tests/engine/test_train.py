@@ -171,6 +171,18 @@ def test_encoder_without_weights_is_told_before_training(imagenet, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_cannot_be_fetched_are_told_before_a_prerequisite_trains(monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    encoder = "{encoder: {type: TimmFeatures, model: vit_tiny_patch16_224}, distance: {type: FrechetDistance}}"
+    options = TrainOptions(tmp_path / "runs" / "run")
+    with pytest.raises(UserError, match=r"the encoder TimmFeatures has no weights: model 'vit_tiny.*no network"):
+        train(RECIPES / "pmf_digits_post.yaml", [f"model.distances.vit={encoder}"], None, options)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
