@@ -23,6 +23,9 @@ def find_classes(
         names: of its classes in their order; empty if they have none.
         least: the smallest number that is allowed; -1 where "no class" is one.
 
+    >>> find_classes("--labels", ["dogs", "0"], 2, ["cats", "dogs"])
+    [1, 0]
+
     Raises:
         UserError: the generator has no such class, or none at all, or a word could be two.
     """

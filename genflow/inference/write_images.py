@@ -33,10 +33,30 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, C, H, W) images in [-1, 1] to pictures: grey ones of one channel, coloured ones of three.
+
+    >>> [picture] = to_pil(torch.zeros(1, 3, 2, 4))
+    >>> picture.size, picture.mode, picture.getpixel((0, 0))
+    ((4, 2), 'RGB', (128, 128, 128))
+
+    Raises:
+        UserError: they have another shape, or other channels: points in the plane, or samples that are not decoded.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(f"images: found the shape {tuple(images.shape)}, expected (B, 1, H, W) or (B, 3, H, W)")
+    return [_picture(image) for image in to_uint8(images)]
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """One (H, W, C) uint8 image; one channel is grey."""
+    array = image.numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
 def save_png(image: Tensor, path: Path) -> None:
     """Write one (H, W, C) uint8 image; one channel is grey."""
-    array = image.numpy()
-    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    picture = _picture(image)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 

@@ -18,6 +18,7 @@ from genflow.config.recipe import dump_yaml
 from genflow.errors import UserError, nearest, shown
 from genflow.evaluation.base import Evaluator
 from genflow.generators.base import Generator
+from genflow.inference.classes import find_classes
 from genflow.methods.base import Method
 from genflow.runs.hub import PREFIX, HubName, fetch
 from genflow.runs.ownership import check_own, signed
@@ -196,6 +197,20 @@ class Run(RunFolder):
             found = f"class_names: found {shown(names)}"
             raise UserError(f"{self.metrics_file}: {found}, expected a list of names; repair or remove it")
         return names
+
+    def labels(self, *names: str) -> list[int]:
+        """The numbers of classes by their names, for :meth:`~genflow.generators.base.Generator.sample`.
+
+        Args:
+            names: as ``--labels`` of the tools takes them, see :func:`~genflow.inference.classes.find_classes`.
+
+        Raises:
+            UserError: the run's classes have no names, or none of these.
+        """
+        known = self.class_names
+        if not known:
+            raise UserError(f"{self}: its classes have no names; give their numbers to sample")
+        return find_classes("labels", names, len(known), known)
 
     @property
     def exported_average(self) -> str:

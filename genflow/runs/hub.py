@@ -53,6 +53,9 @@ class HubName:
     def parse(cls, text: str) -> "HubName":
         """Read ``user/name`` or ``user/name@revision``, with ``hub:`` before it or not.
 
+        >>> HubName.parse("hub:user/biflow-digits@v1")
+        HubName(repository='user/biflow-digits', revision='v1')
+
         Raises:
             UserError: it is something else.
         """
