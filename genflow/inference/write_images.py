@@ -87,7 +87,8 @@ def save_points(points: Tensor, path: Path) -> None:
     points = points.flatten(1).cpu()
     if points.shape[1] > 2:  # a plane through the origin
         points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, -2:]
-    axes.scatter(*points.unbind(1), s=2, alpha=0.5, linewidths=0)
+    x, y = points.unbind(1)
+    axes.scatter(x, y, s=2, alpha=0.5, linewidths=0)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
 
@@ -171,8 +172,8 @@ def write_images(
         save_grid(torch.cat(list(batches)), path, columns)
     elif path.suffix == ".npz":
         stored = [batch.movedim(1, -1) if are_vectors(batch) else to_uint8(batch) for batch in batches]
-        arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
-        write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
+        arrays = torch.cat(stored).numpy(), labels.numpy()
+        write_atomically(path, lambda temporary: _save_npz(temporary, *arrays))
     else:
         for old in [file for file in path.glob("*.png") if _OWN.fullmatch(file.name)]:
             old.unlink()
@@ -181,6 +182,6 @@ def write_images(
             save_png(picture, path / f"{index:06d}_class{label}.png")
 
 
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     with open(path, "wb") as file:  # a name would get another suffix
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, images=images, labels=labels)

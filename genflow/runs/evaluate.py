@@ -78,7 +78,7 @@ def evaluate_run(
         UserError: the run's recipe has no ``evaluation`` section, its weights cannot be used, or as
             :meth:`~genflow.runs.folder.Run.check_writable`.
     """
-    setting = Setting(seed, guidance, average, steps, None if interval is None else tuple(interval))
+    setting = Setting(seed, guidance, average, steps, None if interval is None else (interval[0], interval[1]))
     return measure(run, run.evaluator(), setting, device, progress)
 
 

@@ -251,7 +251,7 @@ class Run(RunFolder):
         """
         state = self.weights(average)
         try:
-            method: Method = self.graph.build(self._prerequisite_weights, for_training=False)
+            method = self.graph.build(self._prerequisite_weights, for_training=False)
         except UserError:
             raise
         except ValueError as error:

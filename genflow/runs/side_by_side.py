@@ -132,7 +132,7 @@ def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, na
     if all(entry.report["model"] for entry in entries):
         heights.append(0.26 * (len(entries) + 3) + 0.1)
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    top, middle, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
+    top, middle, *bottom = np.atleast_1d(np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights)))
     for number, (axes, (title, panel)) in enumerate(zip(top.subplots(1, len(panels)), panels, strict=True)):
         _show(axes, panel, PER_CLASS, title)
         if number == 0 and names:
