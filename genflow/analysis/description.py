@@ -138,7 +138,8 @@ def describe(graph: ComponentGraph) -> list[NodeCost]:
         places = {id(module): path for path, module in method.generator.named_modules()}
     rows = []
     for node, _ in graph.nodes():
-        component = objects[node.path]
+        # Where the generator of a prerequisite is trained further, its network is the artifact.
+        component = objects[node.path] if node.path in objects else objects[f"{node.path}.generator"].network
         parameters = list(component.parameters()) if isinstance(component, nn.Module) else []
         macs = costs.get(places.get(id(component), ""))
         if component is method:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genflow.analysis.description import describe
+from genflow.analysis.description import build_on_meta, describe
 from genflow.config.recipe import dump_yaml
 from genflow.runs.folder import Run
 from genflow.runs.hub import PREFIX, hub
@@ -42,14 +42,20 @@ def model_card(run: Run, facts: Facts) -> Any:
     method = run.graph.model.cls
     system = _first_line(sys.modules[method.__module__].__doc__)
     papers = list(dict.fromkeys(_ARXIV.findall(system)))
-    classes = getattr(run.graph.build_artifact(), "num_classes", 0)
+    generator = build_on_meta(run.graph, for_training=False).generator
+    classes = 0 if generator is None else generator.num_classes
     task = "class-conditional-image-generation" if classes else "unconditional-image-generation"
-    results = _results(client, facts, task)
+    results = [] if generator is None else _results(client, facts, task)
     data = client.ModelCardData(
         license=facts.licence.lower(),
         library_name="genflow",
-        pipeline_tag=None if classes else task,  # the hub has no such tag for classes
-        tags=["genflow", method.__name__, task, *(f"arxiv:{paper}" for paper in papers)],
+        pipeline_tag=None if classes or generator is None else task,  # the hub has no such tag for classes
+        tags=[
+            "genflow",
+            method.__name__,
+            *([] if generator is None else [task]),
+            *(f"arxiv:{paper}" for paper in papers),
+        ],
         model_name=title if results else None,
         eval_results=results or None,
     )
@@ -58,7 +64,7 @@ def model_card(run: Run, facts: Facts) -> Any:
         system,
         *(f"![Samples]({file})" for file in facts.files if file.startswith("samples/")),
         "## Use",
-        *_use(run, facts, classes),
+        *_use(run, facts, None if generator is None else classes),
         "## Model",
         _model(run, facts, papers),
         _components(run),
@@ -72,22 +78,25 @@ def model_card(run: Run, facts: Facts) -> Any:
     return client.ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(blocks) + "\n")
 
 
-def _use(run: Run, facts: Facts, classes: int) -> list[str]:
+def _use(run: Run, facts: Facts, classes: int | None) -> list[str]:
+    """How to use it; ``classes`` is None for what does not sample, such as an encoder."""
     name = PREFIX + facts.repository
     labels = str(list(range(min(classes, 8)))) if classes else "[0] * 8"
     modules = run.graph.plain.get("custom_imports") or []
     consent = f", allow_imports={modules!r}" if modules else ""
     option = f" --allow-imports {' '.join(modules)}" if modules else ""
+    samples = f"""images = run.generator().sample({labels}, seed=0)  # (B, C, H, W) in [-1, 1]
+genflow.save_grid(images, "samples.png", columns=4)"""
+    trained = f"""trained = run.method().{run.graph.model.cls.artifact}  # a torch.nn.Module, frozen"""
     python = f"""```python
 import genflow
 
 run = genflow.open_run("{name}"{consent})
-images = run.generator().sample({labels}, seed=0)  # (B, C, H, W) in [-1, 1]
-genflow.save_grid(images, "samples.png", columns=4)
+{trained if classes is None else samples}
 ```"""
+    sample = "" if classes is None else f"python tools/sample.py {name}{option} --out samples.png\n"
     shell = f"""```bash
-python tools/sample.py {name}{option} --out samples.png
-python tools/share.py pull {facts.repository} work_dirs/{facts.repository.split("/")[1]}{option}
+{sample}python tools/share.py pull {facts.repository} work_dirs/{facts.repository.split("/")[1]}{option}
 ```"""
     blocks = ["With GenFlow, and its extra `hub`, installed. In Python:", python, "On the command line:", shell]
     if modules:

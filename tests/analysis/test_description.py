@@ -64,3 +64,10 @@ def test_mermaid_draws_every_component_and_prerequisites_dashed():
     dashed = {edge for edge, arrow in edges.items() if arrow == "-.->"}
     assert dashed == {("prerequisites.teacher", "model")}
     assert ("d", "model") in edges and ("inverse.backbone", "inverse") in edges
+
+
+def test_a_generator_that_is_trained_further_is_described_by_its_network():
+    rows = {row.path: row for row in describe(ComponentGraph.load(RECIPES / "pmf_digits_post.yaml"))}
+    start = rows["prerequisites.start"]
+    assert (start.kind, start.type) == ("backbone", "PixelTransformer")
+    assert start.trainable is True and start.parameters > 0 and start.macs > 0

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,9 +12,10 @@ from genflow.cli.scripts import run_command
 from genflow.config.graph import ComponentGraph
 from genflow.config.recipe import dump_yaml
 from genflow.errors import UserError
-from genflow.runs.folder import open_run
+from genflow.runs.folder import Run, open_run
 from genflow.runs.hub import HubName
 from genflow.runs.ownership import signed
+from genflow.sharing.card import Facts, model_card
 from genflow.sharing.push import check_place, contents, push
 
 NAME = HubName("me/tiny")
@@ -140,3 +142,13 @@ def test_a_hub_out_of_reach_is_one_line(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"^hub:me/tiny: "):
         push(NAME, {"README.md": b"---\nlicense: mit\n---\n"}, False, [], "a message")
+
+
+def test_the_card_of_what_does_not_sample(tmp_path):
+    """An encoder has no samples to make, and no figures of any."""
+    root = Path(__file__).parents[2]
+    run = Run(tmp_path, ComponentGraph.load(root / "recipes" / "classifier_digits.yaml"))
+    card = model_card(run, Facts("me/encoder", "mit", run.graph.plain, {}, {}, []))
+    assert card.data.pipeline_tag is None and "Classification" in card.data.tags
+    assert not any("generation" in tag for tag in card.data.tags)
+    assert "trained = run.method().encoder" in card.text and "sample" not in card.text.split("## Model")[0]
