@@ -9,7 +9,7 @@ COMMANDS = sorted(path.stem for path in Path("genflow/commands").glob("[a-z]*.py
 setup(
     packages=[*find_packages(include=["genflow*"]), "genflow.recipes", "genflow.recipes._base_"],
     package_dir={"genflow.recipes": "recipes", "genflow.recipes._base_": "recipes/_base_"},
-    package_data={"genflow.recipes": ["*.yaml"], "genflow.recipes._base_": ["*.yaml"]},
+    package_data={"genflow": ["py.typed"], "genflow.recipes": ["*.yaml"], "genflow.recipes._base_": ["*.yaml"]},
     entry_points={
         "console_scripts": [f"genflow-{name.replace('_', '-')} = genflow.cli.scripts:run_script" for name in COMMANDS]
     },

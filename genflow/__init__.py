@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from genflow.draws import Draws
     from genflow.errors import UserError
     from genflow.generators.base import Generator
-    from genflow.inference.write_images import save_grid
+    from genflow.inference.write_images import save_grid, to_pil
     from genflow.runs.folder import Run, open_run
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = (
     "load_recipe",
     "open_run",
     "save_grid",
+    "to_pil",
 )
 
 _MODULES = {
@@ -41,6 +42,7 @@ _MODULES = {
     "load_recipe": "config.recipe",
     "open_run": "runs.folder",
     "save_grid": "inference.write_images",
+    "to_pil": "inference.write_images",
 }
 
 

@@ -41,9 +41,17 @@ class Condition:
                 given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
                 raise ValueError(f"{user} needs Condition.{name}; given: {', '.join(given) or 'nothing'}")
 
+    def needed(self, name: str) -> Tensor:
+        """The field ``name``; raises ``ValueError`` if it is missing."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"Condition.{name} is needed here, and missing")
+        return value
+
     def dropped(self, num_classes: int) -> Tensor:
         """(B,) bool, the samples without class."""
-        return (self.labels < 0) | (self.labels == num_classes)
+        labels = self.needed("labels")
+        return (labels < 0) | (labels == num_classes)
 
     def rows(self, part: slice | Tensor) -> "Condition":
         """The condition of some samples of the batch, by a slice or their (N,) indices."""
@@ -64,7 +72,7 @@ class Condition:
 
     def unlabelled(self, num_classes: int) -> "Condition":
         """The same condition with every label replaced by "no class"."""
-        return self.labelled(torch.full_like(self.labels, num_classes))
+        return self.labelled(torch.full_like(self.needed("labels"), num_classes))
 
     def labelled(self, labels: Tensor) -> "Condition":
         """The same condition with these (B,) labels."""

@@ -20,15 +20,15 @@ def agreed(work: Callable[[], Decision]) -> Decision:
         UserError, OSError: ``work`` raised it, here or in another process; RepeatedError but in the main process.
     """
     error: Exception | None = None
-    result = None
+    results = []
     try:
-        result = work()
+        results.append(work())
     except (UserError, OSError) as caught:
         error = caught
     messages = all_gather_object(None if error is None else str(error))
     first = next((rank for rank, message in enumerate(messages) if message is not None), None)
     if first is None:
-        return result
+        return results[0]
     if not is_main_process():
         raise RepeatedError(messages[first])
     raise UserError(messages[first]) if error is None else error

@@ -17,6 +17,8 @@ from genflow.errors import opencv_missing
 class _Root(mm.Registry):
     """GenFlow's child of a root of mmengine, whose built-in components are in ``modules``."""
 
+    _imported: bool
+
     def __init__(self, name: str, parent: mm.Registry, *modules: str):
         super().__init__(name, parent=parent, scope="genflow", locations=[f"genflow.{module}" for module in modules])
 
@@ -101,7 +103,7 @@ class KindRegistry(mm.Registry):
         self.import_from_location()
         return super().module_dict
 
-    def _register_module(self, module, module_name=None, force=False):
+    def _register_module(self, module: type, module_name: str | list[str] | None = None, force: bool = False) -> None:
         if not module.__module__.startswith("genflow."):
             self.import_from_location()  # or a name that ours need would seem free
         self.parent._register_module(module=module, module_name=module_name, force=force)

@@ -33,7 +33,7 @@ FLOORS = [
     ["analysis", "inference"],
     ["runs"],
     ["engine"],
-    ["benchmarks", "conversion", "preparation", "reproduction"],
+    ["benchmarks", "conversion", "preparation", "reproduction", "sharing"],
     ["cli"],
     ["commands"],
 ]

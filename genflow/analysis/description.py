@@ -16,6 +16,7 @@ from genflow.config.imports import AllowImports
 from genflow.errors import UserError, reason
 from genflow.feature_encoders.base import FeatureEncoder
 from genflow.flow_teachers.base import FlowTeacher
+from genflow.methods.base import Method
 
 #: Millions of parameters of an artifact that is built with numbers where it cannot be counted without.
 _COUNTED_WITH_NUMBERS = 20
@@ -42,11 +43,11 @@ class NodeCost:
     macs: int | str | None
 
 
-def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True) -> nn.Module:
+def build_on_meta(graph: ComponentGraph, objects: dict[str, Any] | None = None, for_training: bool = True) -> Method:
     """Build the model as :func:`~genflow.config.building.built_on_meta` does."""
     objects = {} if objects is None else objects
 
-    def build() -> nn.Module:
+    def build() -> Method:
         objects.clear()
         return graph.build(objects=objects, for_training=for_training)
 
@@ -99,7 +100,7 @@ def cost_or_reason(graph: ComponentGraph) -> GeneratorCost | str:
         return reason(error)
 
 
-def _count(graph: ComponentGraph, method: nn.Module) -> GeneratorCost:
+def _count(graph: ComponentGraph, method: Method) -> GeneratorCost:
     if method.generator is not None:
         return count_generator(method.generator)
     if isinstance(method.artifact_module, FeatureEncoder):

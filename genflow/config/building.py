@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from genflow.config import slots
 from genflow.config.slots import Node
 from genflow.errors import UserError, reason
+
+Built = TypeVar("Built", bound=nn.Module)
 
 #: Modules inside one component, lest a number in a recipe keep the machine busy for hours; the largest published
 #: ones have a thousand.
@@ -85,7 +87,7 @@ def _called(node: Node, source: str, /, *supplied: Any, **arguments: Any) -> Any
         raise UserError(f"{source}: {node.path}: {reason(error)}") from error
 
 
-def built_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+def built_on_meta(build: Callable[[], Built]) -> Built:
     """What ``build`` makes, without memory for weights; with random ones where constructors read numbers off tensors.
 
     Raises:

@@ -25,8 +25,9 @@ from genflow.generators.base import Generator
 from genflow.methods.base import Method
 from genflow.weights import check_state
 
-#: Given the name of a prerequisite, returns the weights of its artifact, or the artifact itself.
-WeightLoader = Callable[[str], Mapping[str, Tensor] | nn.Module]
+#: Given the name of a prerequisite, returns the weights of its artifact, or the artifact itself; None leaves it on the
+#: meta device.
+WeightLoader = Callable[[str], Mapping[str, Tensor] | nn.Module | None]
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ class ComponentGraph:
         weights: WeightLoader | None = None,
         objects: dict[str, Any] | None = None,
         for_training: bool = True,
-    ) -> nn.Module:
+    ) -> Method:
         """Build the model.
 
         Args:
@@ -288,10 +289,12 @@ class ComponentGraph:
 
         start = self._find_artifact()
 
-        def build() -> Method:
+        def of_start(name: str) -> Mapping[str, Tensor] | None:
             # A start has the weights of this very artifact.
-            weights = (lambda name: state if name == start.name else None) if isinstance(start, Reference) else None
-            return self.build(weights, for_training=False)
+            return state if isinstance(start, Reference) and name == start.name else None
+
+        def build() -> Method:
+            return self.build(of_start if isinstance(start, Reference) else None, for_training=False)
 
         method = built_on_meta(build) if state is None else build()
         generator = method.generator

@@ -83,12 +83,13 @@ class Imports:
         for module in modules:
             if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module):
                 raise UserError(f"{source}: custom_imports: found {shown(module)}, expected the name of a module")
-        new = [name for name in (MOVED_MODULES.get(module, module) for module in modules) if not _is_ours(name)]
+        names: list[str] = [MOVED_MODULES.get(str(module), str(module)) for module in modules]
+        new = [name for name in names if not _is_ours(name)]
         refused = [name for name in new if not self._allows(name)]
         if refused:
             raise UserError(f"{source}: custom_imports: wants to import {', '.join(refused)}; {_CONSENT}")
-        for name in modules:
-            self._import(MOVED_MODULES.get(name, name), source, said=name in new)
+        for name in names:
+            self._import(name, source, said=name in new)
         return bool(new)
 
     def _allows(self, module: str) -> bool:

@@ -27,7 +27,7 @@ def dump_yaml(value: Mapping) -> str:
     """YAML text of plain objects, keys in their own order."""
     yaml = safe_yaml()
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared by its default, None
     yaml.width = 110
     stream = io.StringIO()
     yaml.dump(_plain(value), stream)
@@ -91,7 +91,9 @@ def _load(
 def _name_prerequisite_files(recipe: dict) -> None:
     """``teacher: FILE`` becomes ``teacher: {recipe: FILE}``, so that an override can add a key."""
     entries = recipe.get("prerequisites")
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
+    if not isinstance(entries, dict):
+        return
+    for name, entry in entries.items():
         if isinstance(entry, str):
             entries[name] = {"recipe": entry}
 
@@ -208,7 +210,9 @@ def _scalar(text: str, source: str) -> Any:
 def _anchor_prerequisites(recipe: dict, path: Path) -> None:
     """Make recipe files of prerequisites relative to the file that names them."""
     entries = recipe.get("prerequisites")
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
+    if not isinstance(entries, dict):
+        return
+    for name, entry in entries.items():
         if isinstance(entry, str):
             entries[name] = str(path.parent / entry)
         elif isinstance(entry, dict) and isinstance(entry.get("recipe"), str):

@@ -147,7 +147,7 @@ class AverageSection:
     half_life: Above0 | None = None
     ramp_up: Above0 | None = 0.05
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.decay is None) == (self.half_life is None):
             raise ValueError("an average needs either decay or half_life")
 

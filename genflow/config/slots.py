@@ -41,7 +41,7 @@ class Node:
 
     path: str
     kind: str
-    cls: type
+    cls: type[Any]
     arguments: dict[str, Any] = field(default_factory=dict)
 
 

@@ -97,12 +97,12 @@ class Draws:
     def _words(self, purpose: int, count: int) -> Tensor:
         """(B, count) int64 words in [0, 2**32)."""
         blocks = torch.arange(math.ceil(count / 4), device=self.positions.device)
-        purpose = torch.full_like(blocks, purpose)
+        stream = torch.full_like(blocks, purpose)
         key = self._key
         words = self.positions.new_empty(len(self), len(blocks), 4)
         rows = max(1, _AT_ONCE // max(1, len(blocks)) if words.device.type == "cpu" else len(self))
         for part, position in zip(words.split(rows), self.positions.unsqueeze(1).split(rows), strict=True):
-            counter = (blocks, position & _WORD, (position >> 32) & _WORD, purpose)
+            counter = (blocks, position & _WORD, (position >> 32) & _WORD, stream)
             torch.stack(philox(counter, key), dim=-1, out=part)
         return words.flatten(1)[:, :count]
 

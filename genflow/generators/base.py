@@ -7,12 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from genflow.backbones.base import Backbone
 from genflow.codecs.base import Codec
 from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.errors import UserError, reason
+from genflow.flow_teachers.base import FlowTeacher
 
 Precision = Literal["float32", "bfloat16"]
+Network = Backbone | FlowTeacher
 
 
 class Generator(nn.Module):
@@ -27,18 +30,23 @@ class Generator(nn.Module):
 
     #: A recipe cannot build one; in a slot it names a prerequisite that trains one.
     kind = "generator"
-    #: Sequential evaluations of the network per image.
-    nfe: int = 1
     #: The smallest guidance scale that has a meaning.
     lowest_guidance: float = float("-inf")
     #: Parts of the network that may each have a guidance scale of their own.
     guided_groups: int = 1
+    network: Network
+    codec: Codec
 
-    def __init__(self, network: nn.Module, codec: Codec, default_guidance: float = 0.0):
+    def __init__(self, network: Network, codec: Codec, default_guidance: float = 0.0):
         super().__init__()
         self.network = network
         self.codec = codec
         self.default_guidance = default_guidance
+
+    @property
+    def nfe(self) -> int:
+        """Sequential evaluations of the network per image."""
+        return 1
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -184,7 +192,7 @@ class NetworkGenerator(Generator):
         network, codec, default_guidance: as in :class:`Generator`.
     """
 
-    def __init__(self, network: nn.Module, codec: Codec, default_guidance: float = 0.0):
+    def __init__(self, network: Network, codec: Codec, default_guidance: float = 0.0):
         super().__init__(network, codec, default_guidance)
         self._precision = torch.float32
         self._run: Callable[..., Tensor] = self._evaluate
@@ -196,8 +204,8 @@ class NetworkGenerator(Generator):
         if compile:
             self._run = compiled(self._evaluate, self.device)
 
-    def _evaluate(self, noise: Tensor, condition: Condition, *times: Tensor) -> Tensor:
-        """What :meth:`evaluate` runs through ``_run``, with the network in ``_precision``."""
+    def _evaluate(self, *inputs: Any, **options: Any) -> Tensor:
+        """What :meth:`evaluate` runs through ``_run``, with the network in ``_precision``; takes what that gives it."""
         raise NotImplementedError
 
 

@@ -1,5 +1,7 @@
 """The generator of a flow: its exact inverse."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from genflow.codecs.base import Codec
@@ -20,10 +22,16 @@ class FlowGenerator(Generator):
             the tokens.
     """
 
+    network: FlowTeacher
+
     def __init__(self, network: FlowTeacher, codec: Codec, noise_std: float, default_guidance: float = 0.0):
         super().__init__(network, codec, default_guidance)
         self.noise_std = noise_std
-        self.nfe = network.inverse_evaluations + (1 if noise_std else 0)
+
+    @property
+    def nfe(self) -> int:
+        """Those of the inverse, and one for the score step."""
+        return self.network.inverse_evaluations + (1 if self.noise_std else 0)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         labels = condition.labels if self.num_classes else None
@@ -44,6 +52,7 @@ class FlowGenerator(Generator):
         if precision != "float32":
             cast_weights(self.network, precision)
         if compile:
-            if not hasattr(self.network, "capture"):
+            capture: Callable[[], None] | None = getattr(self.network, "capture", None)
+            if capture is None:
                 raise UserError(f"--compile: the inverse of a {type(self.network).__name__} cannot be compiled")
-            self.network.capture()
+            capture()

@@ -23,6 +23,9 @@ class OnePassGenerator(NetworkGenerator):
     """
 
     lowest_guidance = 0.0
+    network: Backbone
+    #: Of the backbone, one after the other in effect.
+    passes: int = 1
 
     def __init__(
         self,
@@ -35,9 +38,13 @@ class OnePassGenerator(NetworkGenerator):
         super().__init__(network, codec, default_guidance)
         self.denoiser = denoiser
         self.noise_std = noise_std
-        self.nfe = type(self).nfe + (0 if denoiser is None else 1)
         if isinstance(network, GroupedBackbone):
             self.guided_groups = network.groups
+
+    @property
+    def nfe(self) -> int:
+        """The passes, and one for the denoiser's score step."""
+        return self.passes + (0 if self.denoiser is None else 1)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         samples = self.evaluate(noise, condition)
@@ -69,7 +76,7 @@ class TwoPassGenerator(OnePassGenerator):
         ValueError: the backbone has no groups to guide.
     """
 
-    nfe = 2
+    passes = 2
 
     def __init__(
         self,
@@ -81,23 +88,28 @@ class TwoPassGenerator(OnePassGenerator):
         per_group: bool = False,
     ):
         super().__init__(network, codec, default_guidance, denoiser, noise_std)
-        if per_group and not isinstance(network, GroupedBackbone):
-            raise ValueError(f"{type(network).__name__} has no groups to guide")
         self.per_group = per_group
-        self.guided_groups = network.groups if per_group else 1
+        self.guided_groups = self._grouped.groups if per_group else 1
+
+    @property
+    def _grouped(self) -> GroupedBackbone:
+        if not isinstance(self.network, GroupedBackbone):
+            raise ValueError(f"{type(self.network).__name__} has no groups to guide")
+        return self.network
 
     def _evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
-        network, scale = self.network, condition.guidance
-        plain = replace(condition, guidance=torch.zeros_like(condition.labels, dtype=noise.dtype))
+        scale = condition.needed("guidance")
+        plain = replace(condition, guidance=torch.zeros_like(condition.needed("labels"), dtype=noise.dtype))
         if not noise.is_meta and not scale.any():
-            return network(noise, plain)["main"]
+            return self.network(noise, plain)["main"]
         both = plain.joined(plain.unlabelled(self.num_classes))
         if not self.per_group:
-            return _extrapolate(network(noise.repeat(2, 1, 1, 1), both)["main"], scale)
+            return _extrapolate(self.network(noise.repeat(2, 1, 1, 1), both)["main"], scale)
+        network = self._grouped
         state = network.embed(noise)
         for index in reversed(range(network.groups)):
             branches = network.group(index, state.repeat(2, 1, 1), both)
-            state = _extrapolate(branches, condition.of_group(index).guidance)
+            state = _extrapolate(branches, condition.of_group(index).needed("guidance"))
         return network.finish(state, plain)
 
 

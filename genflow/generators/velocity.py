@@ -33,6 +33,7 @@ class VelocityGenerator(NetworkGenerator):
     """
 
     lowest_guidance = 1.0
+    network: Backbone
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         # Asked once per sampling and not in every step, for the answer waits for the device.
-        guided = bool(self.num_classes) and bool((condition.guidance > 1).any())
+        guided = bool(self.num_classes) and bool((condition.needed("guidance") > 1).any())
         z = self.noise_scale * noise
         for t, r in self.times:
             slope = self._guided(z, t, condition, guided)
@@ -160,7 +161,7 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
         return z
 
     def _guided(self, z: Tensor, t: float, condition: Condition, guided: bool) -> Tensor:
-        scale = condition.guidance
+        scale = condition.needed("guidance")
         start, end = self.interval
         if not guided or not start <= t <= end:
             return self.evaluate(z, condition, t, t)

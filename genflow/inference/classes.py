@@ -23,6 +23,9 @@ def find_classes(
         names: of its classes in their order; empty if they have none.
         least: the smallest number that is allowed; -1 where "no class" is one.
 
+    >>> find_classes("--labels", ["dogs", "0"], 2, ["cats", "dogs"])
+    [1, 0]
+
     Raises:
         UserError: the generator has no such class, or none at all, or a word could be two.
     """
@@ -35,14 +38,14 @@ def find_classes(
 def _find(option: str, word: str, num_classes: int, known: dict[str, int], least: int) -> int:
     number = None if word.startswith(_NAME) else _whole(word.removeprefix(_NUMBER))
     named = None if word.startswith(_NUMBER) else known.get(word, known.get(word.removeprefix(_NAME)))
-    inside = number is not None and least <= number < num_classes
-    if inside and named is not None and named != number:
+    inside = number if number is not None and least <= number < num_classes else None
+    if inside is not None and named is not None and named != inside:
         both = f"'{word}' is the name of class {named} and the number of another"
         raise UserError(f"{option}: {both}; write {_NAME}{word} or {_NUMBER}{word}")
     if named is not None:
         return named
-    if inside:
-        return number
+    if inside is not None:
+        return inside
     expected = f"0 to {num_classes - 1}" + (" or a class's name" if known else "")
     raise UserError(f"{option}: found {word}, expected {expected}{nearest(word.removeprefix(_NAME), known)}")
 

@@ -33,10 +33,30 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, C, H, W) images in [-1, 1] to pictures: grey ones of one channel, coloured ones of three.
+
+    >>> [picture] = to_pil(torch.zeros(1, 3, 2, 4))
+    >>> picture.size, picture.mode, picture.getpixel((0, 0))
+    ((4, 2), 'RGB', (128, 128, 128))
+
+    Raises:
+        UserError: they have another shape, or other channels: points in the plane, or samples that are not decoded.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(f"images: found the shape {tuple(images.shape)}, expected (B, 1, H, W) or (B, 3, H, W)")
+    return [_picture(image) for image in to_uint8(images)]
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """One (H, W, C) uint8 image; one channel is grey."""
+    array = image.numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
 def save_png(image: Tensor, path: Path) -> None:
     """Write one (H, W, C) uint8 image; one channel is grey."""
-    array = image.numpy()
-    picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    picture = _picture(image)
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
@@ -67,7 +87,8 @@ def save_points(points: Tensor, path: Path) -> None:
     points = points.flatten(1).cpu()
     if points.shape[1] > 2:  # a plane through the origin
         points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, -2:]
-    axes.scatter(*points.unbind(1), s=2, alpha=0.5, linewidths=0)
+    x, y = points.unbind(1)
+    axes.scatter(x, y, s=2, alpha=0.5, linewidths=0)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
 
@@ -151,8 +172,8 @@ def write_images(
         save_grid(torch.cat(list(batches)), path, columns)
     elif path.suffix == ".npz":
         stored = [batch.movedim(1, -1) if are_vectors(batch) else to_uint8(batch) for batch in batches]
-        arrays = {"images": torch.cat(stored).numpy(), "labels": labels.numpy()}
-        write_atomically(path, lambda temporary: _save_npz(temporary, arrays))
+        arrays = torch.cat(stored).numpy(), labels.numpy()
+        write_atomically(path, lambda temporary: _save_npz(temporary, *arrays))
     else:
         for old in [file for file in path.glob("*.png") if _OWN.fullmatch(file.name)]:
             old.unlink()
@@ -161,6 +182,6 @@ def write_images(
             save_png(picture, path / f"{index:06d}_class{label}.png")
 
 
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     with open(path, "wb") as file:  # a name would get another suffix
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, images=images, labels=labels)

@@ -35,7 +35,7 @@ class Method(BaseModel):
     #: Samples of the stream that :meth:`observe` sees before the first update.
     start_samples: int = 0
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.generator = None
 
@@ -63,12 +63,18 @@ class Method(BaseModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images or stored latents that it trains on."""
-        return self.generator.codec.latent_shape
+        return self._sampler.codec.latent_shape
 
     @property
     def num_classes(self) -> int:
         """The classes that it can tell apart; 0 if it does not look at labels."""
-        return self.generator.num_classes
+        return self._sampler.num_classes
+
+    @property
+    def _sampler(self) -> Generator:
+        if self.generator is None:
+            raise NotImplementedError(f"{type(self).__name__} has no generator, and does not say what it trains on")
+        return self.generator
 
     def freeze(self) -> None:
         """Take gradients from the frozen components and keep them in evaluation mode; call it last."""

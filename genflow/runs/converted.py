@@ -4,7 +4,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -39,16 +40,23 @@ def write_run(out: Path, graph: ComponentGraph, weights: Mapping[str, Tensor], s
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     cost = figures(cost_or_reason(graph))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    try:
-        partial.chmod(0o755)
+    with whole_or_not(out) as partial:
         run = RunFolder(partial)
         run.write_recipe(graph)
         write_weights(run.weights_file(), weights)
         origin = {"file": source.name, "sha256": digest} | ({"entry": entry} if entry else {})
         run.write_metrics({"converted_from": origin, "updates": None, "generator": cost})
         run.metrics_lock.unlink(missing_ok=True)  # nobody else knows this folder yet
+
+
+@contextmanager
+def whole_or_not(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to be filled, which becomes ``out`` if nothing fails, and otherwise goes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
+    try:
+        partial.chmod(0o755)
+        yield partial
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -75,9 +75,10 @@ def evaluate_run(
         was asked for.
 
     Raises:
-        UserError: the run's recipe has no ``evaluation`` section, or its weights cannot be used.
+        UserError: the run's recipe has no ``evaluation`` section, its weights cannot be used, or as
+            :meth:`~genflow.runs.folder.Run.check_writable`.
     """
-    setting = Setting(seed, guidance, average, steps, None if interval is None else tuple(interval))
+    setting = Setting(seed, guidance, average, steps, None if interval is None else (interval[0], interval[1]))
     return measure(run, run.evaluator(), setting, device, progress)
 
 
@@ -103,6 +104,7 @@ def measure(
     Raises:
         UserError: as :func:`evaluate_run`.
     """
+    run.check_writable()
     average = None if setting.average == run.exported_average else setting.average
     generator = agreed(lambda: run.generator(device, average)) if shared else run.generator(device, average)
     generator.set_sampling(setting.steps, setting.interval)

@@ -18,7 +18,9 @@ from genflow.config.recipe import dump_yaml
 from genflow.errors import UserError, nearest, shown
 from genflow.evaluation.base import Evaluator
 from genflow.generators.base import Generator
+from genflow.inference.classes import find_classes
 from genflow.methods.base import Method
+from genflow.runs.hub import PREFIX, HubName, fetch
 from genflow.runs.ownership import check_own, signed
 from genflow.weights import (
     check_state,
@@ -149,12 +151,40 @@ class Run(RunFolder):
         path: the run folder.
         graph: its checked recipe.
         overrides: ``key=value`` entries that were laid over its recipe.
+        hub: its name on the hub, where ``path`` is a folder of the hub's cache.
     """
 
-    def __init__(self, path: str | Path, graph: ComponentGraph, overrides: Iterable[str] = ()):
+    def __init__(
+        self, path: str | Path, graph: ComponentGraph, overrides: Iterable[str] = (), hub: HubName | None = None
+    ):
         super().__init__(path)
         self.graph = graph
         self.overrides = tuple(overrides)
+        self.hub = hub
+
+    def __str__(self) -> str:
+        return super().__str__() if self.hub is None else str(self.hub)
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call it."""
+        return self.path.name if self.hub is None else self.hub.repository.split("/")[1]
+
+    def check_writable(self) -> None:
+        """See that figures can be written beside the weights.
+
+        Raises:
+            UserError: the folder is the hub's cache, which holds what was published.
+        """
+        if self.hub is not None:
+            repository = str(self.hub).removeprefix(PREFIX)
+            take = f"tools/share.py pull {repository} work_dirs/{self.name}"
+            raise UserError(f"{self}: lies in the hub's cache, where nothing is written; a run folder of it: {take}")
+
+    def write_metrics(self, update: Mapping[str, Any]) -> None:
+        """As :meth:`RunFolder.write_metrics`; errors as :meth:`check_writable`, too."""
+        self.check_writable()
+        super().write_metrics(update)
 
     @property
     def class_names(self) -> list[str]:
@@ -168,6 +198,20 @@ class Run(RunFolder):
             found = f"class_names: found {shown(names)}"
             raise UserError(f"{self.metrics_file}: {found}, expected a list of names; repair or remove it")
         return names
+
+    def labels(self, *names: str) -> list[int]:
+        """The numbers of classes by their names, for :meth:`~genflow.generators.base.Generator.sample`.
+
+        Args:
+            names: as ``--labels`` of the tools takes them, see :func:`~genflow.inference.classes.find_classes`.
+
+        Raises:
+            UserError: the run's classes have no names, or none of these.
+        """
+        known = self.class_names
+        if not known:
+            raise UserError(f"{self}: its classes have no names; give their numbers to sample")
+        return find_classes("labels", names, len(known), known)
 
     @property
     def exported_average(self) -> str:
@@ -208,7 +252,7 @@ class Run(RunFolder):
         """
         state = self.weights(average)
         try:
-            method: Method = self.graph.build(self._prerequisite_weights, for_training=False)
+            method = self.graph.build(self._prerequisite_weights, for_training=False)
         except UserError:
             raise
         except ValueError as error:
@@ -253,24 +297,30 @@ class Run(RunFolder):
 
 
 def open_run(path: str | Path, overrides: Iterable[str] = (), allow_imports: AllowImports = False) -> Run:
-    """Open the folder of a finished run.
+    """Open a finished run.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the name of a run on the Hugging Face Hub, ``hub:user/name`` or
+            ``hub:user/name@revision``: its files are fetched to the hub's cache unless they are there.
         overrides: ``key=value`` entries laid over its recipe.
         allow_imports: modules that its recipe may import, see :class:`~genflow.config.imports.Imports`.
 
     Raises:
-        UserError: the folder holds no finished run, or its recipe is wrong.
+        UserError: the folder holds no finished run, its recipe is wrong, or as :func:`genflow.runs.hub.fetch`.
     """
-    folder = RunFolder(path)
+    hub = HubName.parse(str(path)) if str(path).startswith(PREFIX) else None
+    folder = RunFolder(path if hub is None else fetch(hub))
     if not folder.path.is_dir():
         parent = folder.path.parent
         siblings = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-        raise UserError(f"{folder}: no such run folder{nearest(folder.path.name, siblings)}")
+        named = HubName.matches(str(path)) and not parent.exists()
+        on_hub = f"; one on the hub would be {PREFIX}{path}" if named else ""
+        raise UserError(f"{folder}: no such run folder{nearest(folder.path.name, siblings)}{on_hub}")
     missing = [file.name for file in (folder.recipe_file, folder.weights_file()) if not file.is_file()]
     if missing:
-        hint = "; training has not finished: tools/train.py with --resume" if folder.recipe_file.exists() else ""
-        raise UserError(f"{folder}: not a finished run: {' and '.join(missing)} missing{hint}")
+        unfinished = folder.recipe_file.exists() and hub is None
+        hint = "; training has not finished: tools/train.py with --resume" if unfinished else ""
+        raise UserError(f"{hub or folder}: not a finished run: {' and '.join(missing)} missing{hint}")
     overrides = tuple(overrides)
-    return Run(path, ComponentGraph.load(folder.recipe_file, overrides, allow_imports=allow_imports), overrides)
+    graph = ComponentGraph.load(folder.recipe_file, overrides, allow_imports=allow_imports)
+    return Run(folder.path, graph, overrides, hub)

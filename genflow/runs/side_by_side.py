@@ -29,7 +29,7 @@ class Entry:
     """What is shown of a run.
 
     Args:
-        name: of its folder.
+        name: of the run.
         report: of :func:`~genflow.runs.evaluate.evaluate_run`; without figures where the recipe has no evaluation.
         panel: (classes x per_class, C, H, W) samples, class by class.
         compared: (N, C, H, W) samples whose nearest training pictures are shown.
@@ -65,7 +65,7 @@ def gather(run: Run, guidance: float | None = None, seed: int = 0, device: torch
     # Of other noise than the panel's, and of all classes in turn.
     others = torch.arange(COMPARED) % max(generator.num_classes, 1)
     compared = generator.sample(others.to(device), seed, scale, first_index=len(labels)).cpu()
-    return Entry(run.path.name, report, panel, compared)
+    return Entry(run.name, report, panel, compared)
 
 
 def nearest_of(
@@ -132,7 +132,7 @@ def draw(entries: Sequence[Entry], nearest: Sequence[Nearest], data: Dataset, na
     if all(entry.report["model"] for entry in entries):
         heights.append(0.26 * (len(entries) + 3) + 0.1)
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    top, middle, *bottom = figure.subfigures(len(heights), 1, height_ratios=heights)
+    top, middle, *bottom = np.atleast_1d(np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights)))
     for number, (axes, (title, panel)) in enumerate(zip(top.subplots(1, len(panels)), panels, strict=True)):
         _show(axes, panel, PER_CLASS, title)
         if number == 0 and names:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,17 @@ def sweep_run(
             if progress is not None:
                 progress(before + done, before + own + after)
 
-        report = decided(lambda file=file: _finished(file))
+        report = decided(partial(_finished, file))
         if report is None:
             report = measure(run, evaluator, setting, device, told, shared, bootstrap)
-            decided(lambda file=file, report=report: write_text(file, json.dumps(report)))
+            decided(partial(write_text, file, json.dumps(report)))
         reports.append(report)
-    decided(lambda: [file.unlink(missing_ok=True) for file in kept])
+
+    def remove() -> None:
+        for file in kept:
+            file.unlink(missing_ok=True)
+
+    decided(remove)
     return reports
 
 

@@ -33,8 +33,8 @@ class Times:
         """The times on a device; they keep those that they are made of."""
         if self.t.device == device:
             return self
-        moved = (value.to(device, non_blocking=True) for value in (self.t, self.r, self.equal))
-        return Times(*moved, host=self.on_host)
+        t, r, equal = (value.to(device, non_blocking=True) for value in (self.t, self.r, self.equal))
+        return Times(t, r, equal, self.on_host)
 
 
 class TimeSampler(nn.Module):

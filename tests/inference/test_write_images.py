@@ -1,10 +1,12 @@
 """Points as scatter pictures; grids and single pictures are in ``test_sampling.py``."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from genflow.inference.write_images import save_grid, save_points
+from genflow.errors import UserError
+from genflow.inference.write_images import save_grid, save_points, to_pil, write_images
 
 
 def test_points_are_drawn_where_they_lie(tmp_path):
@@ -35,3 +37,19 @@ def test_vectors_are_drawn_in_the_plane_where_they_lie(tmp_path):
     rows, columns = np.nonzero(picture[..., 2] - picture[..., 0] > 60)
     assert picture.shape == (480, 480, 3)
     assert max(np.ptp(rows), np.ptp(columns)) > 300 and min(np.ptp(rows), np.ptp(columns)) < 20
+
+
+def test_pictures_are_what_is_written(tmp_path):
+    images = torch.linspace(-1.2, 1.2, 2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        pictures = to_pil(images[:, :channels])
+        assert [(picture.size, picture.mode) for picture in pictures] == [((5, 4), mode)] * 2
+        write_images(images[:, :channels], torch.tensor([0, 1]), tmp_path / mode)
+        written = [np.array(Image.open(file)) for file in sorted((tmp_path / mode).iterdir())]
+        assert all(np.array_equal(picture, kept) for picture, kept in zip(pictures, written, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 4, 4, 4), (2, 2, 1, 1)])
+def test_what_makes_no_pictures(shape):
+    with pytest.raises(UserError, match=r"^images: found the shape \(.*\), expected \(B, 1, H, W\) or \(B, 3, H, W\)$"):
+        to_pil(torch.zeros(shape))

@@ -70,6 +70,20 @@ def test_the_generator_samples(finished_run):
     assert run.generator("meta").device == torch.device("meta")
 
 
+def test_classes_by_their_names(copied):
+    run = open_run(copied)
+    assert run.labels("7", "3") == [7, 3]
+    run.write_metrics({"class_names": ["cats", "dogs"]})
+    assert run.labels("dogs", "cats", "number=0") == [1, 0, 0]
+    with pytest.raises(
+        UserError, match=r"^labels: found cat, expected 0 to 1 or a class's name; nearest match: 'cats'$"
+    ):
+        run.labels("cat")
+    run.write_metrics({"class_names": []})
+    with pytest.raises(UserError, match=r"its classes have no names; give their numbers to sample$"):
+        run.labels("cats")
+
+
 def test_metrics_are_read_and_merged(copied):
     run = open_run(copied)
     metrics = run.metrics

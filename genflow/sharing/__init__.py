@@ -1,0 +1,1 @@
+"""Finished runs published on the Hugging Face Hub, and taken from there."""
