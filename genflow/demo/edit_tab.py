@@ -64,9 +64,7 @@ def add_edit_tab(page: "Blocks", subject: SampledRun) -> None:
     def values(given: tuple[Any, ...]) -> tuple[dict[Any, Any], torch.Tensor]:
         value = dict(zip(inputs, given, strict=True))
         drawn = value[parts.canvas]
-        if drawn is None or drawn["background"] is None:
-            raise UserError("there is no picture; upload one, or take one of the training data")
-        return value, fit_picture(drawn["background"], subject.image_shape)
+        return value, fit_picture(drawn and drawn["background"], subject.image_shape)
 
     def change_picture(*given: Any) -> tuple[Any, str]:
         value, image = values(given)
@@ -126,14 +124,14 @@ def _lay_out(subject: SampledRun, has_data: bool) -> _Parts:
                 with gradio.Row(equal_height=True):
                     if choices:
                         of_class = gradio.Dropdown([("any", ALL), *choices], value=ALL, label="class", min_width=80)
-                    number = gradio.Number(0, precision=0, label="number", min_width=80)
+                    number = gradio.Number(0, step=1, label="number", min_width=80)
                 take = gradio.Button("Take this training picture")
         with gradio.Column(min_width=340, scale=3):
             with gradio.Row(equal_height=True):
                 if choices:
                     old = gradio.Dropdown(choices, value=0, label="class of the picture", min_width=110)
                     new = gradio.Dropdown(choices, value=len(choices) - 1, label="class to show it as", min_width=110)
-                seed = gradio.Number(0, precision=0, label="seed", min_width=80)
+                seed = gradio.Number(0, step=1, label="seed", min_width=80)
             scale = guidance_slider(subject)
             with gradio.Row():
                 if len(choices) > 1:

@@ -18,6 +18,7 @@ from genflow.inference import editing
 VARIANTS = 5
 #: Training pictures that can be taken, for those before are read as well.
 MOST_TAKEN = 1000
+_EMPTY = "there is no picture; upload a PNG, JPEG or WebP file, or take one of the training data"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def training_picture(subject: SampledRun, number: object, label: int | None = No
     return picture, int(labels[index])
 
 
-def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
+def fit_picture(picture: Image.Image | None, shape: tuple[int, int, int]) -> Tensor:
     """A picture as the run's images are: its middle, in their size and colours, over white where it is transparent.
 
     What :func:`~genflow.inference.write_images.tile` enlarged comes back as it was.
@@ -85,12 +86,16 @@ def fit_picture(picture: Image.Image, shape: tuple[int, int, int]) -> Tensor:
         (C, H, W) in [-1, 1].
 
     Raises:
-        UserError: it is transparent all over.
+        UserError: there is none, or it is transparent or white all over, as a canvas that shows no file.
     """
+    if picture is None:
+        raise UserError(_EMPTY)
     channels, height, width = shape
     cut = picture.convert("RGBA").crop(_extent(picture))
     page = Image.new("RGBA", cut.size, "white")
     page.alpha_composite(cut)
+    if page.convert("L").getextrema() == (255, 255):
+        raise UserError(_EMPTY)
     pixels = _fit(page.convert("L" if channels == 1 else "RGB"), height, width).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -117,7 +122,7 @@ def fit_hole(picture: Image.Image, layers: Sequence[Image.Image], shape: tuple[i
 def _extent(picture: Image.Image) -> tuple[int, int, int, int]:
     extent = picture.convert("RGBA").getchannel("A").getbbox()
     if extent is None:
-        raise UserError("the picture is transparent all over")
+        raise UserError(_EMPTY)
     return extent
 
 

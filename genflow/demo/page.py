@@ -8,7 +8,7 @@ from genflow.demo.edit_tab import add_edit_tab
 from genflow.demo.edited_run import can_edit
 from genflow.demo.limits import MOST_PICTURES, MOST_WAITING
 from genflow.demo.parts import ALL, QUEUE, answered, grid, guidance_slider, literal, picture
-from genflow.demo.sampled_run import Request, SampledRun
+from genflow.demo.sampled_run import SampledRun, read_request
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -20,6 +20,7 @@ _PICTURES = 20
 CSS = """
 .gradio-container {max-width: 1400px !important; margin: auto}
 footer {display: none !important}
+[data-testid="status-tracker"]:has(> .error) {display: none !important} /* the message says it; pictures stay */
 """
 
 
@@ -52,9 +53,9 @@ def _add_samples(page: "Blocks", subjects: Sequence[SampledRun], device: str) ->
     with gradio.Row(equal_height=True):
         boxes = _class_boxes(subjects)
         count = gradio.Slider(1, MOST_PICTURES, _PICTURES, step=1, label="pictures")
-        seed = gradio.Number(0, precision=0, label="seed", elem_id="seed", min_width=100)
-        other = gradio.Number(1, precision=0, label="walk to seed", min_width=100)
-        walk = gradio.Slider(0, 1, 0, step=0.01, label="way walked", elem_id="walk")
+        seed = gradio.Number(0, step=1, label="seed", elem_id="seed", min_width=100)
+        other = gradio.Number(1, step=1, label="walk to seed", min_width=100)
+        walk = gradio.Slider(0, 1, 0, step=0.01, label="walk", elem_id="walk")
         with gradio.Column(min_width=160):
             sample = gradio.Button("Sample", variant="primary", elem_id="sample")
             following = gradio.Button("Next seed", elem_id="next-seed")
@@ -75,9 +76,9 @@ def _add_samples(page: "Blocks", subjects: Sequence[SampledRun], device: str) ->
         found: list[Any] = []
         for subject, box, slider in zip(subjects, boxes, scales, strict=True):
             label = None if value.get(box, ALL) == ALL else value[box]
-            request = Request(label, value[count], value[seed], value[other], value[walk])
+            request = read_request(label, value[count], value[seed], value[other], value[walk])
             images, seconds = subject.sample(request, value.get(slider))
-            time = f"**{1000 * seconds / len(images):.3g} ms** per picture ({len(images)} at a time, {device})"
+            time = f"**{1000 * seconds / len(images):.3g} ms** per picture ({len(images)} pictures, {device})"
             found += [grid(images, math.ceil(len(images) ** 0.5), _SIDE), time]
         return found
 

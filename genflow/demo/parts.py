@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 QUEUE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
 #: In a box of classes, that which is none of them.
 ALL = -1
-_TITLE = "This did not work"
 
 
 def answered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +35,7 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # whatever it is, the server goes on
             traceback.print_exc()
             message = reason(error)
-        raise gradio.Error(html.escape(message, quote=False), title=_TITLE, print_exception=False)
+        raise gradio.Error(html.escape(message, quote=False), print_exception=False)
 
     return call
 

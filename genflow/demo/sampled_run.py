@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genflow.demo.limits import LARGEST_SEED, MOST_PICTURES, GuidanceRange, guidance_range, whole_number
 from genflow.draws import Draws
-from genflow.errors import UserError
+from genflow.errors import UserError, shown
 from genflow.generators.base import Generator
 from genflow.inference.sampling import choose_labels
 from genflow.inference.write_images import are_vectors
@@ -29,23 +29,30 @@ class Request:
         seed: of the noise.
         other_seed: that a walk leads to.
         position: on the way from ``seed`` to ``other_seed``, 0 to 1.
-
-    Raises:
-        UserError: a number out of range; named as the page names it.
     """
 
-    label: int | None
-    count: int
-    seed: int
-    other_seed: int
-    position: float
+    label: int | None = None
+    count: int = 1
+    seed: int = 0
+    other_seed: int = 1
+    position: float = 0.0
 
-    def __post_init__(self):
-        whole_number("pictures", self.count, 1, MOST_PICTURES)
-        whole_number("seed", self.seed, 0, LARGEST_SEED)
-        whole_number("walk to seed", self.other_seed, 0, LARGEST_SEED)
-        if not 0 <= self.position <= 1:
-            raise UserError(f"way walked: found {self.position}, expected 0 to 1")
+
+def read_request(label: int | None, count: object, seed: object, other_seed: object, position: object) -> Request:
+    """A request of what a page holds.
+
+    Raises:
+        UserError: a number that is missing or out of range, by its name in the page.
+    """
+    if not isinstance(position, (int, float)) or not 0 <= position <= 1:
+        raise UserError(f"walk: found {shown(position)}, expected 0 to 1")
+    return Request(
+        label,
+        whole_number("pictures", count, 1, MOST_PICTURES),
+        whole_number("seed", seed, 0, LARGEST_SEED),
+        whole_number("walk to seed", other_seed, 0, LARGEST_SEED),
+        float(position),
+    )
 
 
 class SampledRun:
@@ -67,7 +74,7 @@ class SampledRun:
         self.generator: Generator = run.generator_of(self.method)
         self.guidance: GuidanceRange | None = guidance_range(self.generator)
         self._warm: set[int] = set()
-        first, _ = self.sample(Request(None, 1, 0, 0, 0.0))
+        first, _ = self.sample(Request())
         if are_vectors(first):
             raise UserError(f"{run}: its samples are vectors of {first.shape[1]} numbers, expected pictures")
         self.image_shape: tuple[int, int, int] = tuple(first.shape[1:])
