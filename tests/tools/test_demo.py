@@ -1,6 +1,5 @@
 """tools/demo.py in a browser without a window: pictures that follow the seed, edits, and mistakes that it survives."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -8,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import started
 
 ROOT = Path(__file__).parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -90,26 +91,39 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server(biflow_run, finished_run, tmp_path_factory, browser):
-    """The address of a server with two tiny runs, and its process; nothing listens when its address is chosen."""
+    """The tool, serving two tiny runs; its temporary files lie in a folder of their own."""
     pytest.importorskip("gradio", reason="needs the package gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "tools" / "demo.py", biflow_run, finished_run, "--port", str(port)]
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        line = process.stdout.readline()
-        assert line == f"http://127.0.0.1:{port}/ shows 2 run(s); Ctrl-C ends it\n", line + process.stdout.read()
-        yield line.split()[0], process, folder
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+    command = [sys.executable, ROOT / "tools" / "demo.py", biflow_run, finished_run, "--port", port]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = started.Started(command, folder, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    served = Served(f"http://127.0.0.1:{port}/", process, folder)
+    browser.until(lambda: "\n" in served.said() or process.poll() is not None)
+    assert served.said() == f"{served.address} shows 2 run(s); Ctrl-C ends it\n"
+    yield served
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+        process.wait(WAIT)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server of two tiny runs."""
+
+    address: str
+    process: started.Started
+    folder: Path
+
+    def said(self):
+        """What it has printed; the file's place is where it prints on."""
+        return os.pread(self.process.outputs[0].fileno(), 2**16, 0).decode()
 
 
 def test_pictures_follow_the_seed_and_mistakes_are_survived(server, browser):
-    browser.driver.get(server[0])
+    browser.driver.get(server.address)
     begin = browser.picture("samples-0")
     assert browser.picture("samples-1") != begin
     for number in (0, 1):
@@ -143,23 +157,17 @@ def test_a_picture_is_edited(server, browser):
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_left(server, browser):
     """The last of this file: it ends the server."""
-    address, process, folder = server
     loaded = browser.driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert len(loaded) > 10
-    assert [name for name in loaded if not name.startswith((address, "data:", f"blob:{address}"))] == []
-    port = int(address.strip("/").rsplit(":", 1)[1])
+    assert [name for name in loaded if not name.startswith((server.address, "data:", f"blob:{server.address}"))] == []
+    port = int(server.address.strip("/").rsplit(":", 1)[1])
     with socket.socket() as elsewhere:
         elsewhere.settimeout(5)
-        assert elsewhere.connect_ex((_other_address(), port)) != 0  # it listens at the loopback address alone
+        assert elsewhere.connect_ex(("127.0.0.2", port)) != 0  # a server for all addresses would answer there
     browser.driver.get("about:blank")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(WAIT) == 0 and process.stdout.read() == "ended\n"
-    assert [path for path in folder.iterdir() if "genflow" in path.name or "gradio" in path.name] == []
-
-
-def _other_address():
-    """Another address of the loopback network, which a server that listens at all addresses would answer at."""
-    return "127.0.0.2"
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(WAIT) == 0 and server.said().endswith("\nended\n")
+    assert list(server.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
