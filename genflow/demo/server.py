@@ -45,7 +45,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def serve(subjects: Sequence["SampledRun"], device: str, host: str, port: int) -> None:
-    """Serve the page until SIGINT or SIGTERM; nothing is kept afterwards.
+    """Serve the page until SIGINT or SIGTERM, which end the process with exit code 0; nothing is kept afterwards.
 
     Args:
         subjects: the runs.
@@ -60,7 +60,7 @@ def serve(subjects: Sequence["SampledRun"], device: str, host: str, port: int) -
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with tempfile.TemporaryDirectory(prefix="genflow-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="genflow-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads, and of pictures that the page shows
         import gradio
         from PIL import Image
@@ -94,4 +94,5 @@ def serve(subjects: Sequence["SampledRun"], device: str, host: str, port: int) -
         print(f"{page.local_url} shows {len(subjects)} run(s); Ctrl-C ends it", flush=True)
         stop.wait()
         page.close(verbose=False)
-    print("ended")
+    print("ended", flush=True)
+    os._exit(0)  # a thread may still be at a request, and would see the interpreter being taken down beneath it

@@ -60,7 +60,12 @@ def backbone(scale_tokens):
 
 def mean_flow(guidance, scale_tokens=0):
     return MeanFlow(
-        backbone(scale_tokens), AverageVelocity(), LogitNormalTimes(), Identity(8, 1), SquaredError(), guidance=guidance
+        backbone(scale_tokens),
+        AverageVelocity(),
+        LogitNormalTimes(0.0, 1.0),
+        Identity(8, 1),
+        SquaredError(),
+        guidance=guidance,
     )
 
 
@@ -74,7 +79,9 @@ def test_scales_are_those_of_training():
 
 
 def test_scales_of_two_passes_end_somewhere_above_none():
-    method = FlowMatching(backbone(0), InstantaneousVelocity(), LogitNormalTimes(), Identity(8, 1), SquaredError())
+    method = FlowMatching(
+        backbone(0), InstantaneousVelocity(), LogitNormalTimes(0.0, 1.0), Identity(8, 1), SquaredError()
+    )
     assert guidance_range(method.generator) == GuidanceRange(1.0, 5.0, 1.0, 1.0)
     method.generator.default_guidance = 9.0
     assert guidance_range(method.generator).high == 9.0
