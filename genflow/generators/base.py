@@ -30,8 +30,12 @@ class Generator(nn.Module):
 
     #: A recipe cannot build one; in a slot it names a prerequisite that trains one.
     kind = "generator"
+    #: The guidance scale that is no guidance.
+    no_guidance: float = 0.0
     #: The smallest guidance scale that has a meaning.
     lowest_guidance: float = float("-inf")
+    #: The largest scale that training has shown the network; infinite where the scale is none of its inputs.
+    highest_guidance: float = float("inf")
     #: Parts of the network that may each have a guidance scale of their own.
     guided_groups: int = 1
     network: Network

@@ -23,6 +23,8 @@ class DriftingGenerator(OnePassGenerator):
         ValueError: network and codec do not fit, or ``default_guidance`` is below ``lowest_guidance``.
     """
 
+    no_guidance = 1.0
+
     def __init__(self, network: Backbone, codec: Codec, default_guidance: float = 1.0, lowest_guidance: float = 1.0):
         if codec.latent_shape != network.image_shape:
             raise ValueError(f"the codec's latents are {codec.latent_shape}, the backbone takes {network.image_shape}")

@@ -32,6 +32,7 @@ class VelocityGenerator(NetworkGenerator):
         ValueError: network and codec do not fit, or a default scale that has no meaning.
     """
 
+    no_guidance = 1.0
     lowest_guidance = 1.0
     network: Backbone
 

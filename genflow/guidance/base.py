@@ -15,6 +15,8 @@ class Guidance(nn.Module):
     """What training does for guidance; the families have different inputs."""
 
     kind = "guidance"
+    #: The largest scale that the model is trained with; infinite where the scale is none of its inputs.
+    highest_scale: float = float("inf")
 
 
 def drop_labels(labels: Tensor, share: float, no_class: int, draws: Draws) -> Tensor:

@@ -26,6 +26,8 @@ class FixedMixture(VelocityGuidance):
         ValueError: the interval's end lies before its start.
     """
 
+    highest_scale = 1.0  # no other can be asked for
+
     def __init__(self, scale: Scale, mixing: Share, interval: Interval = (0.0, 1.0), label_drop: Share = 0.1):
         super().__init__()
         if interval[0] > interval[1]:

@@ -36,6 +36,10 @@ class IntervalGuidance(VelocityGuidance):
         self.interval = interval
         self.label_drop = label_drop
 
+    @property
+    def highest_scale(self) -> float:
+        return 1 + self.max_scale
+
     def scale(self, uniform: Tensor) -> Tensor:
         """(B,) numbers in (0, 1) to scales."""
         return power_law(uniform, 1.0, 1 + self.max_scale, self.power)

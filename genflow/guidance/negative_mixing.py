@@ -45,6 +45,10 @@ class NegativeMixing(NegativeGuidance):
         self.power = power
         self.unguided_share = unguided_share
 
+    @property
+    def highest_scale(self) -> float:
+        return self.max_scale
+
     def scale(self, uniform: Tensor, unguided: Tensor) -> Tensor:
         """Two (L,) numbers in (0, 1) to scales."""
         scale = power_law(uniform, self.min_scale, self.max_scale, self.power)

@@ -30,6 +30,10 @@ class TrainingTimeCFG(ReverseGuidance):
         self.plain_share = plain_share
         self.label_drop = label_drop
 
+    @property
+    def highest_scale(self) -> float:
+        return self.max_scale
+
     def draw(self, draws: Draws) -> Tensor:
         scale = torch.expm1(draws.uniform("guidance scale") * math.log1p(self.max_scale))
         return torch.where(draws.uniform("guidance off") < self.plain_share, 0.0, scale)

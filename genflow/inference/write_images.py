@@ -65,17 +65,22 @@ def save_grid(images: Tensor, path: str | Path, columns: int, smallest_side: int
 
     Images of one pixel with several channels are vectors, which :func:`save_points` draws.
     """
-    from torchvision.utils import make_grid  # imported here so that `import genflow` stays light
-
     path = Path(path)
     if are_vectors(images):
         save_points(images, path)
         return
+    save_png(tile(images, columns, smallest_side), path)
+
+
+def tile(images: Tensor, columns: int, smallest_side: int = 64) -> Tensor:
+    """(B, C, H, W) images in [-1, 1] to one (H, W, 3) uint8 grid; each pixel of small ones becomes a square."""
+    from torchvision.utils import make_grid  # imported here so that `import genflow` stays light
+
     factor = max(1, -(-smallest_side // images.shape[-1]))
     pixels = "image channel row column -> image channel (row down) (column right)"
     enlarged = repeat(images.clamp(-1, 1), pixels, down=factor, right=factor)
     grid = make_grid(enlarged, nrow=columns, padding=max(2, factor // 2), pad_value=1.0)
-    save_png(to_uint8(grid.unsqueeze(0))[0], path)
+    return to_uint8(grid.unsqueeze(0))[0]
 
 
 def save_points(points: Tensor, path: Path) -> None:

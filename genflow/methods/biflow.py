@@ -90,6 +90,7 @@ class BiFlow(Method):
             self.generator = TwoPassGenerator(
                 backbone, codec, default_guidance, denoiser, noise_std, per_group=per_group
             )
+        self.generator.highest_guidance = 0.0 if guidance is None else guidance.highest_scale
         self.freeze()
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:

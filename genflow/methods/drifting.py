@@ -108,6 +108,7 @@ class Drifting(Method):
         self.feed = QueueFeed(queue or QueueSection(), backbone.num_classes, labels_per_update, positives, negatives)
         lowest = 1.0 if guidance is None else min(1.0, guidance.min_scale)
         self.generator = DriftingGenerator(backbone, codec, default_guidance, lowest)
+        self.generator.highest_guidance = 1.0 if guidance is None else guidance.highest_scale
         self.freeze()
 
     def memory(self, parts: int) -> dict[str, int]:

@@ -101,6 +101,7 @@ class MeanFlow(Method):
         self.generator = AverageVelocityGenerator(
             backbone, field, codec, noise_scale, default_guidance, default_interval, guided=guided
         )
+        self.generator.highest_guidance = 1.0 if guidance is None else guidance.highest_scale
         self.freeze()
 
     def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> dict[str, Tensor]:

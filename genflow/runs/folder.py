@@ -274,11 +274,18 @@ class Run(RunFolder):
         Raises:
             UserError: as :meth:`method`; or the run trained something else than a generator.
         """
-        generator = self.method(average).generator
-        if generator is None:
+        return self.generator_of(self.method(average)).to(device)
+
+    def generator_of(self, method: Method) -> Generator:
+        """The generator of what :meth:`method` returned, where that is.
+
+        Raises:
+            UserError: the run trained something else than a generator.
+        """
+        if method.generator is None:
             name = self.graph.model.cls.__name__
             raise UserError(f"{self}: {name} trains no generator, there is nothing to sample")
-        return generator.to(device)
+        return method.generator
 
     def evaluator(self) -> Evaluator:
         """What the recipe's ``evaluation`` says, with the weights of prerequisites that it uses.
