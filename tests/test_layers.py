@@ -33,7 +33,7 @@ FLOORS = [
     ["analysis", "inference"],
     ["runs"],
     ["engine"],
-    ["benchmarks", "conversion", "preparation", "reproduction"],
+    ["benchmarks", "conversion", "export", "preparation", "reproduction"],
     ["cli"],
     ["commands"],
 ]

@@ -12,7 +12,7 @@ from genflow.condition import Condition
 from genflow.draws import Draws
 from genflow.errors import UserError, reason
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class Generator(nn.Module):
