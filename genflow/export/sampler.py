@@ -9,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 
 from genflow.draws import Draws
 from genflow.errors import UserError, reason
+from genflow.export.score import ExplicitScore
 from genflow.generators.base import Generator
 from genflow.generators.flow import FlowGenerator
 
@@ -67,8 +68,8 @@ def check_exportable(generator: Generator) -> None:
     if isinstance(generator, FlowGenerator):
         raise UserError(
             f"the exact inverse of a flow is not exported: its {generator.nfe} evaluations run one after the other, "
-            "each on what the last one has put into caches, and a graph would hold the flow that often; train a BiFlow, "
-            " which learns this inverse as one pass, and export that"
+            "each on what the last one has put into caches, and a graph would hold the flow that often; train a "
+            "BiFlow, which learns this inverse as one pass, and export that"
         )
     codec = generator.codec
     if not codec.can_decode:
@@ -88,6 +89,7 @@ def made_up_inputs(generator: Generator, batch: int, lowest: bool = False) -> In
     if lowest and generator.lowest_guidance > float("-inf"):
         scales = torch.full((batch,), generator.lowest_guidance)
     noise, condition = generator.draw(Draws(0, positions), positions % max(1, generator.num_classes), scales.float())
+    noise = noise.clone()  # a view of a tensor of another shape would be traced as one
     inputs = {"noise": noise, "labels": condition.labels, "guidance": condition.guidance, "style": condition.style}
     return {name: value for name, value in inputs.items() if value is not None}
 
@@ -98,12 +100,23 @@ def trace(generator: Generator, batch: int | None) -> ExportedProgram:
     Its inputs are those of :class:`Sampler` that samples depend on: a model without classes takes no labels.
 
     Args:
-        generator: on the CPU, without gradients.
+        generator: on the CPU, without gradients; a score step in it is replaced by its graph.
         batch: B; None for any.
 
     Raises:
         UserError: torch.export cannot follow it.
     """
+    try:
+        if getattr(generator, "denoiser", None) is not None:
+            generator.denoiser = ExplicitScore(generator.denoiser, batch)
+        return _trace(generator, batch)
+    except Exception as error:  # whatever a network does that a graph cannot hold
+        names = f"{type(generator).__name__} over {type(generator.network).__name__}"
+        raise UserError(f"{names} cannot be exported: {reason(error)}") from error
+
+
+@torch.no_grad()
+def _trace(generator: Generator, batch: int | None) -> ExportedProgram:
     example = made_up_inputs(generator, batch or _TRACED)
     program = _export(generator, example, batch)
     used = _used(program)
@@ -113,16 +126,9 @@ def trace(generator: Generator, batch: int | None) -> ExportedProgram:
 
 
 def _export(generator: Generator, example: Inputs, batch: int | None) -> ExportedProgram:
-    size = Dim("batch", min=1) if batch is None else None
+    size = Dim("batch", min=1) if batch is None else Dim.STATIC
     shapes = {name: {0: size} for name in example}
-    try:
-        with torch.no_grad():
-            return torch.export.export(Sampler(generator).eval(), (), example, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a network does that a graph cannot hold
-        name = type(generator).__name__
-        raise UserError(
-            f"{name} over {type(generator.network).__name__} cannot be exported: {reason(error)}"
-        ) from error
+    return torch.export.export(Sampler(generator).eval(), (), example, dynamic_shapes=shapes, strict=False)
 
 
 def _used(program: ExportedProgram) -> set[str]:
