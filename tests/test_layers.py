@@ -33,7 +33,7 @@ FLOORS = [
     ["analysis", "inference"],
     ["runs"],
     ["engine"],
-    ["benchmarks", "conversion", "demo", "preparation", "reproduction", "sharing"],
+    ["benchmarks", "conversion", "demo", "export", "preparation", "reproduction", "sharing"],
     ["cli"],
     ["commands"],
 ]

@@ -160,7 +160,7 @@ class JiT(Backbone):
 
     def _context(self, label: Tensor | None, tokens: Tensor) -> Tensor:
         """The (B, context_tokens, W) tokens of (B, 1, W) classes, in the precision of the patches' ``tokens``."""
-        context = self.context_positions.expand(len(tokens), -1, -1)
+        context = self.context_positions.expand(tokens.shape[0], -1, -1)
         return (context if label is None else context + label).to(tokens.dtype)
 
     @torch.no_grad()

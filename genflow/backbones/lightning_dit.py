@@ -191,7 +191,7 @@ class LightningDiT(Backbone):
     def forward(self, x: Tensor, condition: Condition, heads: Sequence[str] = ("main",)) -> dict[str, Tensor]:
         condition.require(*self.uses, user=type(self).__name__)
         self.check_heads(heads)
-        embedding = self.embed_condition(condition, len(x)).unsqueeze(1)
+        embedding = self.embed_condition(condition, x.shape[0]).unsqueeze(1)
         tokens = self._embed(x, embedding)
         # Modulations are computed in the precision of their weights.
         embedding = F.silu(embedding.to(self.modulation.weight.dtype))

@@ -157,7 +157,7 @@ class FlowBlock(nn.Module):
             hidden = hidden + class_rows
         leading = self.style.leading
         if leading:
-            hidden = torch.cat([self._leading(class_rows, len(u)), hidden], dim=1)
+            hidden = torch.cat([self._leading(class_rows, u.shape[0]), hidden], dim=1)
         angles = None if self.angles is None else self.angles[: hidden.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden, angles=angles, causal=True)
@@ -178,7 +178,7 @@ class FlowBlock(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Data to noise: (B, T, D) raster tokens to tokens, (B,) log-determinant per dimension, saturation."""
         u = self._ordered(x)
-        raw = self._network(u, self._class_rows(labels, len(x)))
+        raw = self._network(u, self._class_rows(labels, x.shape[0]))
         with full_precision(x.device):
             log_scale, shift = self._affine(raw, u.dtype)
             if not self.style.leading:

@@ -14,7 +14,7 @@ from genflow.draws import Draws
 from genflow.errors import UserError, reason
 from genflow.flow_teachers.base import FlowTeacher
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "float16", "bfloat16"]
 Network = Backbone | FlowTeacher
 
 

@@ -38,6 +38,6 @@ class DriftingGenerator(OnePassGenerator):
     def condition(self, labels: Tensor, guidance: float | Sequence[float] | Tensor | None = None) -> Condition:
         """As in the contract, with the times of one step from noise to data for a backbone that wants times."""
         condition = super().condition(labels, guidance)
-        ones = condition.needed("guidance").new_ones(len(labels))
+        ones = condition.needed("guidance").new_ones(labels.shape)
         times = {"time": ones, "duration": ones, "interval": torch.stack([0 * ones, ones], dim=1)}
         return replace(condition, **{name: value for name, value in times.items() if name in self.network.uses})

@@ -100,7 +100,7 @@ class TwoPassGenerator(OnePassGenerator):
     def _evaluate(self, noise: Tensor, condition: Condition) -> Tensor:
         scale = condition.needed("guidance")
         plain = replace(condition, guidance=torch.zeros_like(condition.needed("labels"), dtype=noise.dtype))
-        if not noise.is_meta and not scale.any():
+        if not noise.is_meta and not torch.compiler.is_exporting() and not scale.any():
             return self.network(noise, plain)["main"]
         both = plain.joined(plain.unlabelled(self.num_classes))
         if not self.per_group:
@@ -115,6 +115,6 @@ class TwoPassGenerator(OnePassGenerator):
 
 def _extrapolate(branches: Tensor, scale: Tensor) -> Tensor:
     """(2B, ...) labelled rows, then null rows, and (B,) scales to (B, ...) guided rows."""
-    labelled, null = branches.chunk(2)
+    labelled, null = branches.unflatten(0, (2, -1))  # in chunks their number would not be known in a graph
     scale = scale.view(-1, *[1] * (labelled.dim() - 1)).to(labelled.dtype)
     return (1 + scale) * labelled - scale * null

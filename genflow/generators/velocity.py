@@ -75,7 +75,7 @@ class VelocityGenerator(NetworkGenerator):
         if not self.guided and not isinstance(guidance, Tensor) and guidance not in (None, 1, [1]):
             raise UserError(f"guidance: found {guidance}, expected none: this model was not trained with a scale")
         condition = super().condition(labels, guidance)
-        ends = [torch.full((len(labels),), end, device=labels.device) for end in self.interval]
+        ends = [torch.full(labels.shape, end, device=labels.device) for end in self.interval]
         return replace(condition, interval=torch.stack(ends, dim=1))
 
     @property
@@ -86,7 +86,7 @@ class VelocityGenerator(NetworkGenerator):
     def evaluate(self, z: Tensor, condition: Condition, t: float = 1.0, r: float = 0.0) -> Tensor:
         """The network's velocity from time ``r`` to ``t`` at (B, *noise_shape) ``z``, that of one step by default."""
         # Tensors, so that a compiled evaluation serves every step.
-        times = (z.new_full((len(z),), time, dtype=torch.float32) for time in (t, r))
+        times = (z.new_full(z.shape[:1], time, dtype=torch.float32) for time in (t, r))
         return self._run(z, condition, *times)
 
     def _evaluate(self, z: Tensor, condition: Condition, t: Tensor, r: Tensor) -> Tensor:
@@ -151,7 +151,9 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         # Asked once per sampling and not in every step, for the answer waits for the device.
-        guided = bool(self.num_classes) and bool((condition.needed("guidance") > 1).any())
+        # An exported graph has no answer yet.
+        asked = torch.compiler.is_exporting() or bool((condition.needed("guidance") > 1).any())
+        guided = bool(self.num_classes) and asked
         z = self.noise_scale * noise
         for t, r in self.times:
             slope = self._guided(z, t, condition, guided)
@@ -168,5 +170,6 @@ class InstantaneousVelocityGenerator(VelocityGenerator):
             return self.evaluate(z, condition, t, t)
         plain = replace(condition, guidance=torch.ones_like(scale))
         both = plain.joined(plain.unlabelled(self.num_classes))
-        with_class, without = self.evaluate(z.repeat(2, 1, 1, 1), both, t, t).chunk(2)
+        # Not in chunks, whose number is not known before the batch is.
+        with_class, without = self.evaluate(z.repeat(2, 1, 1, 1), both, t, t).unflatten(0, (2, -1))
         return without + scale.view(-1, 1, 1, 1) * (with_class - without)
