@@ -45,15 +45,16 @@ class SplitRotaryAttention(Attention):
     def forward(self, x: Tensor, turns: Tensor | None) -> Tensor:
         """(B, L, W) sequence and (2, L, d/2) cosines and sines of its positions to (B, L, W)."""
         q, k, v = self.split(self.qkv(x))
-        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
+        dtype = v.dtype
+        q, k = self.query_norm(q).to(dtype), self.key_norm(k).to(dtype)
         if self.precise:
-            wide = torch.promote_types(v.dtype, torch.float32)
+            wide = torch.promote_types(dtype, torch.float32)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
         if turns is not None:
             q, k = rotate_halves(q, turns), rotate_halves(k, turns)
         with full_precision(x.device) if self.precise else nullcontext():
             out = F.scaled_dot_product_attention(q, k, v)
-        return self.out(self.merge(out))
+        return self.out(self.merge(out).to(dtype))
 
 
 class ModulatedLayer(nn.Module):

@@ -8,12 +8,13 @@ import torch
 from tinted_generator import Recording, Tinted, whole
 from torch import nn
 
-from genflow.backbones import GroupedMLP, GroupedTransformer
+from genflow.backbones import GroupedMLP, GroupedTransformer, LightningDiT
 from genflow.backbones.pixel_transformer import PixelTransformer
 from genflow.codecs.identity import Identity
 from genflow.errors import UserError
 from genflow.field_estimators import AverageVelocity, InstantaneousVelocity
 from genflow.flow_teachers import CouplingFlow, TARFlow
+from genflow.generators.drifting import DriftingGenerator
 from genflow.generators.flow import FlowGenerator
 from genflow.generators.reverse import OnePassGenerator, TwoPassGenerator
 from genflow.generators.velocity import AverageVelocityGenerator, InstantaneousVelocityGenerator
@@ -60,6 +61,17 @@ def make_velocity(cls, **options):
     return cls(backbone.requires_grad_(False), field, Identity(8, 2), 1.0, **options)
 
 
+def make_drifting():
+    """Its attention is computed in float32."""
+    torch.manual_seed(0)
+    style = {"style_codebooks": 2, "style_entries": 3, "context_tokens": 1}
+    backbone = LightningDiT(8, 4, 16, 1, 2, 2, 3, **style)
+    for parameter in backbone.parameters():
+        if parameter.dim() == 1 or not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return DriftingGenerator(backbone.requires_grad_(False), Identity(8, 2))
+
+
 GENERATORS = {
     "one pass": lambda: OnePassGenerator(make_backbone(), Identity(8, 2)),
     "one pass and a score step": lambda: OnePassGenerator(make_backbone(), Identity(8, 2), 0.0, make_flow(), 0.3),
@@ -67,6 +79,7 @@ GENERATORS = {
     "two passes per group": lambda: TwoPassGenerator(make_backbone(), Identity(8, 2), per_group=True),
     "average velocity": lambda: make_velocity(AverageVelocityGenerator, steps=2),
     "instantaneous velocity": lambda: make_velocity(InstantaneousVelocityGenerator, steps=2),
+    "drifting": make_drifting,
     "flow": lambda: FlowGenerator(make_flow(), Identity(8, 2), 0.3),
 }
 
