@@ -65,7 +65,7 @@ def make_drifting():
     """Its attention is computed in float32."""
     torch.manual_seed(0)
     style = {"style_codebooks": 2, "style_entries": 3, "context_tokens": 1}
-    backbone = LightningDiT(8, 4, 16, 1, 2, 2, 3, **style)
+    backbone = LightningDiT(8, 4, 16, 1, 2, 2, 4, **style)  # it has no "no class"
     for parameter in backbone.parameters():
         if parameter.dim() == 1 or not parameter.any():
             nn.init.normal_(parameter, std=0.3)
