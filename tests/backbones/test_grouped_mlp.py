@@ -95,6 +95,7 @@ def test_without_denoising_layers_the_finish_is_a_linear_map():
     assert (finish(0.3 * state + 0.7 * other) - 0.3 * finish(state) - 0.7 * finish(other)).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_learns_the_inverse_of_a_flow_by_hidden_alignment():
     torch.manual_seed(0)
     teacher = CouplingFlow(2, GROUPS, 16)

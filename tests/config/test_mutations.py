@@ -21,7 +21,7 @@ from genflow.runs.folder import RunFolder
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ["biflow_digits", "biflow_digits_perceptual", "drift_digits", "sinkhorn_digits", "pmf_digits"]
 NAMES += ["itarflow_digits", "mae_digits", "classifier_digits"]
-MUTANTS = int(os.environ.get("GENFLOW_MUTANTS", "100"))
+MUTANTS = int(os.environ.get("GENFLOW_MUTANTS", "50"))
 SEED = int(os.environ.get("GENFLOW_MUTATION_SEED", "12"))
 #: Seconds of the processor that a mutant may take, and the share of refused ones whose message must name the place.
 LIMIT, NAMED = 10, 0.97

@@ -48,13 +48,14 @@ def train(work_dir, recipe, processes, options):
                 *(f"model.inverse.backbone.{option}" for option in ("width=16", "heads=2", "groups=2", "layers=1")),
             ],
         ),
-        (
+        pytest.param(
             "pmf_digits.yaml",
             [
                 *(f"model.backbone.{option}" for option in ("width=16", "heads=2", "depth=2", "head_depth=1")),
                 "model.backbone.auxiliary_depth=1",
                 "model.guidance.label_drop=0.3",
             ],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["flow", "biflow", "pmf"],

@@ -73,7 +73,11 @@ def same_run(ours, expected):
 
 
 @pytest.mark.parametrize(
-    ("processes", "kill"), [(1, kill) for kill in range(KILLS)] + [(2, kill) for kill in range(-(-KILLS // 4))]
+    ("processes", "kill"),
+    [
+        *((1, kill) for kill in range(KILLS)),
+        *(pytest.param(2, kill, marks=pytest.mark.slow) for kill in range(-(-KILLS // 4))),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_end(whole, tmp_path, processes, kill):
     expected, seconds = whole(processes)

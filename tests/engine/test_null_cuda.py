@@ -72,6 +72,7 @@ def test_digits_do_not_wait(environment):
         assert sum(report.get("sample_waits", {}).values()) <= 2, report["sample_waits"]
 
 
+@pytest.mark.slow
 def test_the_plain_derivative_of_mean_flow_keeps_its_types(environment):
     options = ("model.field.derivative=with_graph", "optim_wrapper.precision=bfloat16")
     report = updates(environment, ["pmf_digits"], "--no-sample", "--updates", "1", "--cfg-options", *options)
@@ -121,6 +122,7 @@ def test_the_training_tool_from_start_to_artifact(environment, tmp_path):
     assert train(environment, tmp_path / "run", "train_cfg.max_iters=2") == [1, 2]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_is_shared_out(environment, tmp_path):
     options = ("train_cfg.max_iters=2", "train_cfg.sharding={}")
     assert train(environment, tmp_path / "run", *options, processes=2) == [1, 2]

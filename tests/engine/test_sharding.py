@@ -125,6 +125,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_pairs_of_four_processes_share_the_work_of_muon(alone, tmp_path):
     """Weights are shared out in pairs, too."""
     (tmp_path / "pairs.py").write_text(PAIRS.format(root=str(ROOT)))
@@ -146,8 +147,8 @@ def started_from(folder, run_folder):
     [
         ("biflow", 2, SHARED_OUT),
         ("muon", 2, ()),
-        ("derivative", 2, SHARED_OUT),
-        ("encoder", 2, SHARED_OUT),
+        pytest.param("derivative", 2, SHARED_OUT, marks=pytest.mark.slow),
+        pytest.param("encoder", 2, SHARED_OUT, marks=pytest.mark.slow),
         ("post_training", 2, SHARED_OUT),
     ],
 )
@@ -168,7 +169,9 @@ def test_drifting_shared_out_equals_drifting_with_copies(alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "options"), [("muon", 1, ()), ("flow", 4, HYBRID)], ids=["to one", "to four"]
+    ("name", "processes", "options"),
+    [("muon", 1, ()), pytest.param("flow", 4, HYBRID, marks=pytest.mark.slow)],
+    ids=["to one", "to four"],
 )
 def test_a_checkpoint_of_two_processes_continues_on_others_and_back(alone, tmp_path, name, processes, options):
     work_dir = tmp_path / "run"

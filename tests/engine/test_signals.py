@@ -41,7 +41,10 @@ def uninterrupted(tmp_path_factory):
     return work_dir
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow)],
+)
 def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
     work_dir = tmp_path / "run"
     returned, said = stop(work_dir, number)

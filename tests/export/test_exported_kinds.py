@@ -85,7 +85,14 @@ def expected(generator, sizes=(3, 1)):
     return [(inputs, Sampler(generator)(**inputs)) for inputs in tried]
 
 
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+#: Their graphs hold more than that of one pass, and take long to compare.
+LONG = ("one pass and a score step", "instantaneous velocity")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind, make in KINDS.items()],
+)
 def test_both_formats_are_the_generator_at_other_batch_sizes(make, tmp_path):
     generator = make()
     tried = expected(generator)

@@ -91,6 +91,7 @@ def test_score_denoising_samples_with_one_more_evaluation_of_the_teacher():
     assert not any(name.startswith("generator") for name in method.trained_state())
 
 
+@pytest.mark.slow
 def test_learned_denoising_beats_none_by_the_noise():
     """Mean squared errors to clean data differ by the variance of the noise.
 

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from genflow.reproduction.ablation import Job, train_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,7 @@ def trains(folder):
     return (folder / ".running").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_runs_after_their_update(tmp_path):
     script = tmp_path / "reproduce.py"
     script.write_text(TRAIN.format(folder=str(Path(__file__).parent), out=str(tmp_path)))

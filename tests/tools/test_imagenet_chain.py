@@ -138,6 +138,7 @@ def test_biflow_on_latents(place, latents, tmp_path):
     check(train(RECIPES / "biflow_b2_imagenet.yaml", [*COMMON, *options], options=TrainOptions(tmp_path / "run")))
 
 
+@pytest.mark.slow
 def test_drifting_on_latents(place, latents, tmp_path):
     encoder = "prerequisites.encoder.recipe."
     backbone = ("image_size=8", "width=32", "depth=1", "heads=2", f"num_classes={CLASSES}")

@@ -35,6 +35,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(drift_toy, "toy_job", short)
 
 
+@pytest.mark.slow
 def test_toy_of_drifting_is_trained_and_drawn(quick, monkeypatch, tmp_path, capsys):
     run(monkeypatch, "drift-toy", "--out", tmp_path, "--processes", 1)
     table = capsys.readouterr().out

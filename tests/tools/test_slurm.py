@@ -85,6 +85,7 @@ def updates(work_dir):
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_training_stops_before_the_limit_and_goes_on_when_requeued(slurm, tmp_path):
     work_dir = tmp_path / "run"
     recipe = ROOT / "recipes" / "itarflow_digits.yaml"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from genflow.config.recipe import dump_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,7 @@ def test_brackets_are_no_markup(tmp_path, tiny_recipe):
     assert "components.[bold red]x[link=file:a]" in done.stdout.decode().replace("\n", "")
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_write(tmp_path, tiny_recipe):
     path = recipe(tmp_path, tiny_recipe, "\u00fcn\u00ef\u4e2d")
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
