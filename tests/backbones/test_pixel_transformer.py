@@ -331,6 +331,7 @@ def test_compiled_graphs_are_the_layers(count, checkpointing, monkeypatch):
     check_compiled(count, checkpointing=checkpointing)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_compiled_code_is_the_layers():
     """Half a minute, with the tangent, which is the harder one."""

@@ -161,6 +161,7 @@ def losses(work_dir):
     return [json.loads(line)["loss"] for line in (work_dir / "scalars.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_a_training_lists_what_it_skips_and_goes_on_the_same_with_two_processes(recipe, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said = train(recipe, whole)

@@ -40,13 +40,14 @@ def train(work_dir, recipe, processes, options):
     ("recipe", "options"),
     [
         ("itarflow_digits.yaml", [f"model.flow.{option}" for option in TINY_FLOW] + ["model.flow.scaled=false"]),
-        (
+        pytest.param(
             "biflow_digits.yaml",
             [
                 *(f"prerequisites.teacher.recipe.model.flow.{option}" for option in TINY_FLOW),
                 *(f"prerequisites.teacher.recipe.{option}" for option in COMMON if "checkpoint" not in option),
                 *(f"model.inverse.backbone.{option}" for option in ("width=16", "heads=2", "groups=2", "layers=1")),
             ],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "pmf_digits.yaml",

@@ -88,6 +88,7 @@ def test_torchrun_without_a_launcher_trains_once(tmp_path):
     assert "2 process(es)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path):
     done = run(tmp_path / "run", *OPTIONS, "model.flow.witdh=3", processes=2)
     assert done.returncode and done.stderr.count("has no argument 'witdh'") == 1

@@ -118,6 +118,7 @@ def train(environment, work_dir, *options, processes=1):
     return [json.loads(line)["step"] for line in (work_dir / "scalars.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_training_tool_from_start_to_artifact(environment, tmp_path):
     assert train(environment, tmp_path / "run", "train_cfg.max_iters=2") == [1, 2]
 

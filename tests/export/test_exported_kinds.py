@@ -86,7 +86,7 @@ def expected(generator, sizes=(3, 1)):
 
 
 #: Their graphs hold more than that of one pass, and take long to compare.
-LONG = ("one pass and a score step", "instantaneous velocity")
+LONG = ("one pass and a score step", "average velocity", "instantaneous velocity")
 
 
 @pytest.mark.parametrize(

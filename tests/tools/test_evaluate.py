@@ -102,6 +102,7 @@ def test_a_sweep_is_a_table_a_picture_and_the_best(run):
     assert all(report["error"]["fd"] > 0 for report in reports)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on(run):
     options = ("--seed", "3", "--cfg-options", "evaluation.batch_size=1", "evaluation.num_samples=120")
     process = started.Started([sys.executable, TOOL, run, *options], stdout=subprocess.DEVNULL)
