@@ -62,6 +62,7 @@ def test_a_signal_loses_nothing(uninterrupted, tmp_path, number, code):
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
 
 
+@pytest.mark.slow
 def test_every_process_ends_after_the_same_update(tmp_path):
     work_dir = tmp_path / "run"
     # torchrun passes it on, and has an exit code of its own.

@@ -71,6 +71,7 @@ def test_onnx_and_the_script_of_the_page_without_torch(biflow_run, here):
     assert picture.size == (80, 8) and len(np.unique(np.array(picture))) > 10
 
 
+@pytest.mark.slow
 def test_pt2_of_one_batch_size_in_float16(biflow_run, here):
     text = run_tool(biflow_run, "--format", "pt2", "--out", "x.pt2", "--batch", 2, "--precision", "float16")
     assert "4 pictures compared" in text

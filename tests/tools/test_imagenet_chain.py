@@ -122,6 +122,7 @@ def test_pmf_on_the_pictures_themselves(place, tmp_path):
     check(train(RECIPES / "pmf_b16_imagenet256.yaml", [*COMMON, *options], options=TrainOptions(tmp_path / "run")))
 
 
+@pytest.mark.slow
 def test_biflow_on_latents(place, latents, tmp_path):
     teacher = "prerequisites.teacher.recipe."
     flow = ("image_size=8", "width=32", "head_width=16", "blocks=2", "layers=1", f"num_classes={CLASSES}")

@@ -26,6 +26,7 @@ def recipe(folder, tiny_recipe, name):
     return path
 
 
+@pytest.mark.slow
 def test_brackets_are_no_markup(tmp_path, tiny_recipe):
     path = recipe(tmp_path, tiny_recipe, "[bold red]x[link=file:a]")
     done = show(path)
