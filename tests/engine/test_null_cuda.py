@@ -66,6 +66,7 @@ def test_imagenet_recipes_of_8_processes_fit_and_do_not_wait(of_imagenet, name):
     assert 0 < report["launches"] < launches
 
 
+@pytest.mark.slow
 def test_digits_do_not_wait(environment):
     for report in updates(environment, DIGITS).values():
         check(report)

@@ -149,7 +149,7 @@ def started_from(folder, run_folder):
         ("muon", 2, ()),
         pytest.param("derivative", 2, SHARED_OUT, marks=pytest.mark.slow),
         pytest.param("encoder", 2, SHARED_OUT, marks=pytest.mark.slow),
-        ("post_training", 2, SHARED_OUT),
+        pytest.param("post_training", 2, SHARED_OUT, marks=pytest.mark.slow),
     ],
 )
 def test_processes_equal_one(alone, tmp_path, name, processes, options):
@@ -161,6 +161,7 @@ def test_processes_equal_one(alone, tmp_path, name, processes, options):
         assert (work_dir / "samples" / "step_00000010.png").is_file()
 
 
+@pytest.mark.slow
 def test_drifting_shared_out_equals_drifting_with_copies(alone, tmp_path):
     """Every process has a queue of its own, so that their number is part of what is trained."""
     expected = alone("drifting", processes=2)

@@ -70,6 +70,7 @@ def test_seeds_have_teachers_of_their_own(tmp_path):
         assert all(need.parent == job.work_dir.parent for need in job.needs)
 
 
+@pytest.mark.slow
 def test_a_tiny_ablation_from_training_to_table_and_figure(tmp_path):
     jobs = jobs_of(TINY, RECIPES, tmp_path, [0], threads=1)
     seen = []

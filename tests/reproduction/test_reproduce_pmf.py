@@ -34,6 +34,7 @@ def test_the_toys_differ_in_the_prediction_alone(dimensions, tmp_path):
     assert x["model"]["backbone"]["channels"] == dimensions
 
 
+@pytest.mark.slow
 def test_the_toy_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce_pmf, "DIMENSIONS", (2, 8))
     jobs = [

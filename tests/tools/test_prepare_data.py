@@ -57,6 +57,7 @@ def same_files(ours, theirs):
     assert own == others
 
 
+@pytest.mark.slow
 def test_a_folder_and_its_archives_are_the_same_data(photos, tmp_path):
     said = prepared("images", photos, tmp_path / "packed", "--size", "8", "--shard-size", "5")
     assert said.splitlines()[0] == f"{tmp_path / 'packed'}: 12 pictures of 8 x 8 pixels, 3 classes"
