@@ -81,6 +81,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch, launcher, rank, gpus, e
     assert started_with == [torch.device("cuda", expected), "nccl"] and os.environ["LOCAL_RANK"] == str(expected)
 
 
+@pytest.mark.slow
 def test_torchrun_without_a_launcher_trains_once(tmp_path):
     done = run(tmp_path / "run", *OPTIONS, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -169,9 +169,10 @@ def test_drifting_shared_out_equals_drifting_with_copies(alone, tmp_path):
     same_run(tmp_path / "run", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "processes", "options"),
-    [("muon", 1, ()), pytest.param("flow", 4, HYBRID, marks=pytest.mark.slow)],
+    [("muon", 1, ()), ("flow", 4, HYBRID)],
     ids=["to one", "to four"],
 )
 def test_a_checkpoint_of_two_processes_continues_on_others_and_back(alone, tmp_path, name, processes, options):
