@@ -1,5 +1,6 @@
 """What a recipe's graph is and costs: a table, a drawing, and the published numbers beside ours."""
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def figures(cost: GeneratorCost | str) -> dict[str, Any] | str:
     return {name: value for name, value in asdict(cost).items() if name != "by_component"}
 
 
+def first_paragraph(text: str | None) -> str:
+    """What a docstring says first, in one line."""
+    return (text or "").strip().split("\n\n")[0].replace("\n", " ").strip()
+
+
+def system(graph: ComponentGraph) -> str:
+    """What the method is, and its papers: what its module says first."""
+    return first_paragraph(sys.modules[graph.model.cls.__module__].__doc__)
+
+
 def describe(graph: ComponentGraph) -> list[NodeCost]:
     """One row per component under the model, parents first."""
     objects: dict[str, Any] = {}
@@ -141,9 +152,7 @@ def describe(graph: ComponentGraph) -> list[NodeCost]:
         component = objects[node.path]
         parameters = list(component.parameters()) if isinstance(component, nn.Module) else []
         macs = costs.get(places.get(id(component)))
-        if component is method:
-            macs = None
-        elif macs is None and isinstance(component, FlowTeacher):
+        if macs is None and isinstance(component, FlowTeacher):
             macs = _flow_macs(component)
         rows.append(
             NodeCost(

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from genflow.errors import RepeatedError, Stopped, UserError
 
@@ -37,6 +37,33 @@ class Parser(argparse.ArgumentParser):
             help="import what the recipe's custom_imports names, which runs its code: all, or these modules only",
         )
 
+    def add_overrides(self) -> None:
+        """``--cfg-options KEY=VALUE ...``."""
+        self.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+
+    def add_average(self) -> None:
+        """``--average NAME``, as :meth:`genflow.runs.folder.Run.weights` takes it."""
+        self.add_argument(
+            "--average",
+            help="average of the weights, by its name in the recipe; none: the weights themselves "
+            "(default: as exported)",
+        )
+
+    def add_times(self, steps: str = "steps from noise to data") -> None:
+        """``--steps`` and ``--interval``, as :meth:`genflow.generators.base.Generator.set_sampling` takes them."""
+        self.add_argument("--steps", type=int, help=f"{steps} (default: the recipe's, or one)")
+        self.add_argument(
+            "--interval",
+            type=float,
+            nargs=2,
+            metavar=("START", "END"),
+            help="times with guidance (default: the recipe's)",
+        )
+
+    def add_device(self) -> None:
+        """``--device``, a GPU if there is one."""
+        self.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+
     def add_json(self, what: str) -> None:
         """``--json FILE``, which :func:`check_json` sees to, and ``--overwrite``."""
         self.add_argument("--json", type=Path, metavar="FILE", help=what)
@@ -45,6 +72,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         self.exit(2, f"error: {UserError(message)} (--help shows an example)\n")
+
+
+def subparser(prog: str, description: str, example: str, **_: Any) -> Parser:
+    """A :class:`Parser` of a subcommand: what ``add_subparsers`` takes for its ``parser_class``."""
+    parser = Parser(description, example)
+    parser.prog = prog
+    return parser
 
 
 def check_json(path: Path | None, overwrite: bool) -> None:

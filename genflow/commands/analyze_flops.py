@@ -19,7 +19,7 @@ def main() -> None:
     )
     parser.add_argument("--by-component", action="store_true", help="also list the multiply-adds of each submodule")
     parser.add_json("write the figures as a list of objects")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_imports()
     arguments = parser.parse_args()
     check_json(arguments.json, arguments.overwrite)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genflow.cli.parser import Parser, check_json, device, recipe
+from genflow.cli.parser import Parser, check_json, recipe, subparser
 from genflow.cli.progress import console, progress_bar
 from genflow.config.recipe_files import RECIPES
 
@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
         default="pmf_b16_imagenet256",
         help="whose generator runs beside, with random weights (default: pmf_b16_imagenet256)",
     )
-    distance.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    distance.add_device()
 
     data = commands.add_parser(
         "data",
@@ -151,7 +151,7 @@ def _add_suite(commands: Any) -> None:
         "muon-RECIPE, draws, sampling, gpu-tests, data, training-RECIPE and so on, as suite.json calls them",
     )
     suite.add_argument("--small", action="store_true", help="a size for a CPU (default without a GPU)")
-    suite.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    suite.add_device()
     suite.add_argument(
         "--out",
         type=Path,
@@ -164,15 +164,14 @@ def _add_suite(commands: Any) -> None:
 
 def _command(prog: str, description: str, example: str, of_recipe: bool = True, timed: bool = True, **_: Any) -> Parser:
     """The parser of one benchmark, with the options that all timed ones share, or all that measure a recipe."""
-    parser = Parser(description, example)
-    parser.prog = prog
+    parser = subparser(prog, description, example)
     if not timed:
         return parser
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each side (default: 5)")
     parser.add_json("write the figures, every run, hardware and versions")
     if of_recipe:
-        parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
-        parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+        parser.add_device()
+        parser.add_overrides()
         parser.add_imports()
     return parser
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli.parser import Parser, device
+from genflow.cli.parser import Parser
 from genflow.cli.progress import progress_bar
 
 
@@ -17,7 +17,7 @@ def main() -> None:
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each run (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    parser.add_device()
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture that lies there")
     parser.add_imports()

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from genflow.cli.parser import Parser
+from genflow.cli.parser import Parser, subparser
 
 EXAMPLE = "python tools/convert_checkpoint.py pmf pmf_b16.pt work_dirs/pmf_b16_imagenet256"
 PMF = (
@@ -28,11 +28,6 @@ def main() -> None:
         "Nothing in a file is executed.",
         EXAMPLE,
     )
-
-    def subparser(prog: str, description: str, example: str, **_: Any) -> Parser:
-        made = Parser(description, example)
-        made.prog = prog
-        return made
 
     projects = parser.add_subparsers(metavar="PROJECT", required=True, parser_class=subparser)
     pmf = projects.add_parser("pmf", help="pMF (arXiv 2601.22158)", description=PMF, example=EXAMPLE)

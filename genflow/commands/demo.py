@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli.parser import Parser, device
+from genflow.cli.parser import Parser
 
 
 def main() -> None:
@@ -12,16 +12,13 @@ def main() -> None:
         "python tools/demo.py work_dirs/pmf_digits work_dirs/biflow_digits",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument(
-        "--average",
-        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
-    )
-    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    parser.add_average()
+    parser.add_device()
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
     )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_imports()
     arguments = parser.parse_args()
 

@@ -4,7 +4,7 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
-from genflow.cli.parser import Parser, device
+from genflow.cli.parser import Parser, subparser
 from genflow.cli.progress import progress_bar
 from genflow.errors import UserError
 
@@ -24,11 +24,6 @@ CLASS_EDIT_EXAMPLE = f"{EXAMPLE} class-edit --from 3 --to 8 --num 32 --out edite
 def parse() -> Namespace:
     parser = Parser(DESCRIPTION, f"{INPAINT_EXAMPLE}\n  {CLASS_EDIT_EXAMPLE}")
     parser.add_argument("run", type=Path, help="run folder")
-
-    def subparser(prog: str, description: str, example: str) -> Parser:
-        made = Parser(description, example)
-        made.prog = prog
-        return made
 
     edits = parser.add_subparsers(dest="edit", required=True, parser_class=subparser)
     inpaint = edits.add_parser("inpaint", help=INPAINT, description=INPAINT, example=INPAINT_EXAMPLE)
@@ -67,12 +62,9 @@ def _add_common(parser: Parser) -> None:
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each group (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--average",
-        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
-    )
+    parser.add_average()
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
+    parser.add_device()
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -14,15 +14,9 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
-    parser.add_argument("--steps", type=int, help="steps from noise to data (default: the recipe's, or one)")
-    parser.add_argument(
-        "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
-    )
+    parser.add_times()
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--average",
-        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
-    )
+    parser.add_average()
     parser.add_argument(
         "--sweep",
         nargs="+",
@@ -34,7 +28,7 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, metavar="N", help="images to generate (default: the recipe's)")
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="error bars from N resamplings")
     parser.add_argument("--device", type=device, help="where to generate (default: a GPU of each process, or the CPU)")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_argument(
         "--launcher", choices=["auto", "none", "pytorch", "slurm"], default="auto", help="what started the processes"
     )

@@ -26,15 +26,9 @@ def main() -> None:
         default="float32",
         help="of the network; inputs, pictures and the decoder stay float32",
     )
-    parser.add_argument("--steps", type=int, help="steps from noise to data, unrolled (default: the recipe's, or one)")
-    parser.add_argument(
-        "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--average",
-        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
-    )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_times("steps from noise to data, unrolled")
+    parser.add_average()
+    parser.add_overrides()
     parser.add_argument("--overwrite", action="store_true", help="replace the file that lies there")
     parser.add_imports()
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.cli.parser import Parser, device
+from genflow.cli.parser import Parser, device, subparser
 from genflow.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
         "python tools/prepare_data.py images photos/ data/folder64 --size 64",
     )
     commands = parser.add_subparsers(
-        title="what to prepare (each with --help of its own)", metavar="WHAT", required=True, parser_class=_command
+        title="what to prepare (each with --help of its own)", metavar="WHAT", required=True, parser_class=subparser
     )
     images = commands.add_parser(
         "images",
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     )
     _add_source(latents)
     latents.add_argument("--recipe", required=True, help="YAML recipe whose codec encodes")
-    latents.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    latents.add_overrides()
     latents.add_argument("--batch-size", type=int, default=64, help="pictures encoded at once (default: 64)")
     latents.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the codec")
     latents.add_argument("--device", type=device, help="where to encode (default: a GPU of each process, or the CPU)")
@@ -100,12 +100,6 @@ def parse() -> argparse.Namespace:
     verify.add_argument("folder", type=Path, help="packed data, or an .npz of statistics")
     verify.set_defaults(run=_verify)
     return parser.parse_args()
-
-
-def _command(prog: str, description: str, example: str, **_: Any) -> Parser:
-    parser = Parser(description, example)
-    parser.prog = prog
-    return parser
 
 
 def _add_source(parser: Parser) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genflow.cli.parser import Parser, device
+from genflow.cli.parser import Parser
 from genflow.cli.progress import progress_bar
 
 
@@ -20,22 +20,16 @@ def main() -> None:
     parser.add_argument(
         "--guidance", type=float, nargs="+", help="guidance scale, or one for each group (default: the recipe's)"
     )
-    parser.add_argument("--steps", type=int, help="steps from noise to data (default: the recipe's, or one)")
-    parser.add_argument(
-        "--interval", type=float, nargs=2, metavar=("START", "END"), help="times with guidance (default: the recipe's)"
-    )
+    parser.add_times()
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--average",
-        help="average of the weights, by its name in the recipe; none: the weights themselves (default: as exported)",
-    )
+    parser.add_average()
     parser.add_argument("--batch-size", type=int, default=256, help="samples generated at once (default: 256)")
     parser.add_argument("--decode-batch", type=int, default=32, help="samples decoded at once (default: 32)")
     for option, what in (("--precision", "the network"), ("--decode-precision", "the decoder")):
         parser.add_argument(option, choices=["float32", "bfloat16"], default="float32", help=f"of {what}")
     parser.add_argument("--compile", action="store_true", help="compile the network first; pays off over many images")
-    parser.add_argument("--device", type=device, default="auto", help="default: a GPU if there is one")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_device()
+    parser.add_overrides()
     parser.add_argument("--out", type=Path, required=True, help="grid.png, samples.npz, or a folder for one PNG each")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what --out holds; of a folder, pictures named as ours only"

@@ -38,7 +38,7 @@ def main() -> None:
         help="GPUs that the recipe's micro_batches are meant for; with others they keep their size (default: 8)",
     )
     parser.add_json("write the figures as a list of objects")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_imports()
     arguments = parser.parse_args()
     for name, count in (("gpus", min(arguments.gpus)), ("recipe-gpus", arguments.recipe_gpus)):

@@ -3,9 +3,8 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-from genflow.cli.parser import Parser
+from genflow.cli.parser import Parser, subparser
 
 PUSH = (
     "Publish a finished run: its weights, recipe, figures, newest grid of samples, and a model card written from them. "
@@ -24,11 +23,6 @@ def main() -> None:
         "Publish a finished run on the Hugging Face Hub, or take one; the other tools take hub:user/name, too.",
         PUSH_EXAMPLE,
     )
-
-    def subparser(prog: str, description: str, example: str, **_: Any) -> Parser:
-        made = Parser(description, example)
-        made.prog = prog
-        return made
 
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=subparser)
     push = commands.add_parser("push", help="publish a run", description=PUSH, example=PUSH_EXAMPLE)

@@ -11,7 +11,7 @@ def main() -> None:
         "python tools/show_recipe.py recipes/biflow_digits.yaml",
     )
     parser.add_argument("recipe", type=recipe, help="YAML recipe, or name of GenFlow's own")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_imports()
     arguments = parser.parse_args()
 

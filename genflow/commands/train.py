@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="CKPT", help="continue from the newest checkpoint, or from CKPT"
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override recipe entries")
+    parser.add_overrides()
     parser.add_argument(
         "--allow-change", action="store_true", help="resume with other data, batch size, noise or seed than before"
     )

@@ -289,12 +289,12 @@ class ComponentGraph:
 
         start = self._find_artifact()
 
-        def of_start(name: str) -> Mapping[str, Tensor] | None:
+        def weights(name: str) -> Mapping[str, Tensor] | None:
             # A start has the weights of this very artifact.
             return state if isinstance(start, Reference) and name == start.name else None
 
         def build() -> Method:
-            return self.build(of_start if isinstance(start, Reference) else None, for_training=False)
+            return self.build(weights, for_training=False)
 
         method = built_on_meta(build) if state is None else build()
         generator = method.generator
@@ -321,12 +321,11 @@ class ComponentGraph:
         def resolve(reference: Reference) -> Any:
             if reference.name in self.components:
                 return make(self.components[reference.name])
-            of_generator = reference.kind == Generator.kind
-            path = f"prerequisites.{reference.name}{'.generator' if of_generator else ''}"
+            path = _place(reference)
             if path not in objects:
                 given = None if weights is None else weights(reference.name)
                 graph = self.prerequisites[reference.name].graph
-                if of_generator:
+                if reference.kind == Generator.kind:
                     state = given.state_dict() if isinstance(given, nn.Module) else given
                     objects[path] = graph.build_generator(state)
                 else:
@@ -382,9 +381,13 @@ class ComponentGraph:
             return self.components[item.name]
         graph = self.prerequisites[item.name].graph
         if item.kind == Generator.kind:
-            return Node(f"prerequisites.{item.name}.generator", Generator.kind, graph.model.cls)
-        artifact = graph.artifact
-        return Node(f"prerequisites.{item.name}", artifact.kind, artifact.cls)
+            return Node(_place(item), Generator.kind, graph.model.cls)
+        return Node(_place(item), graph.artifact.kind, graph.artifact.cls)
+
+
+def _place(reference: Reference) -> str:
+    """Where a prerequisite's artifact, or its generator, lies among built objects."""
+    return f"prerequisites.{reference.name}{'.generator' if reference.kind == Generator.kind else ''}"
 
 
 def _without(node: Node, paths: Iterable[str]) -> Node:

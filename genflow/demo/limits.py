@@ -3,7 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from genflow.errors import UserError, shown
 from genflow.generators.base import Generator
@@ -20,6 +20,11 @@ LARGEST_SEED = 2**53 - 1
 _FORM = 2**16
 #: How far above no guidance scales go where training has shown the network none.
 _SPAN = 4.0
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether what a browser sent is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,7 @@ class GuidanceRange:
         Raises:
             UserError: it is another, or no number.
         """
-        number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and math.isfinite(scale)
-        if not number or not self.low <= scale <= self.high:
+        if not is_number(scale) or not self.low <= scale <= self.high:
             raise UserError(f"guidance: found {shown(scale)}, expected {self.low:g} to {self.high:g}")
         return float(scale)
 
@@ -64,8 +68,7 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
     Raises:
         UserError: it is something else; ``name`` says what.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value != int(value) or not low <= value <= high:
+    if not is_number(value) or value != int(value) or not low <= value <= high:
         found = "nothing" if value is None else shown(value)
         raise UserError(f"{name}: found {found}, expected a whole number from {low} to {high}")
     return int(value)

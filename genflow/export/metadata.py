@@ -1,13 +1,12 @@
 """What an exported file says about itself."""
 
 import json
-import sys
 from typing import Any
 
 from torch.export import ExportedProgram
 
 import genflow
-from genflow.analysis.description import cost_or_reason, figures
+from genflow.analysis.description import cost_or_reason, figures, system
 from genflow.config.recipe import dump_yaml
 from genflow.export.sampler import input_names
 from genflow.generators.base import Generator
@@ -45,10 +44,9 @@ def describe_export(
 
 
 def _paper(run: Run) -> str:
-    """Where the model was published, or else what the method's module says first, which names its papers."""
+    """Where the model was published, or else what the method is, with its papers."""
     source = run.graph.section("published").get("source")
-    documentation = sys.modules[run.graph.model.cls.__module__].__doc__ or ""
-    return str(source) if source else documentation.strip().partition("\n")[0]
+    return str(source) if source else system(run.graph)
 
 
 def _inputs(generator: Generator) -> dict[str, dict[str, Any]]:

@@ -52,6 +52,22 @@ class FeatureEncoder(nn.Module):
 
         ``has_weights`` says so afterwards, and ``weights_hint`` why not.
         """
+        if self.has_weights:
+            return
+        try:
+            with torch.device("meta"):
+                self._fetch()
+            self.has_weights = True
+        except UserError as error:
+            self.weights_hint = str(error)
+
+    def _fetch(self) -> None:
+        """Get its weights, so that they are there when it is built again.
+
+        Raises:
+            UserError: they cannot be had, as those of an encoder that knows of none.
+        """
+        raise UserError(self.weights_hint)
 
     def repeated_layers(self) -> Sequence[nn.Module]:
         """Its parts that training may compile, checkpoint or share out one by one (``train_cfg``)."""

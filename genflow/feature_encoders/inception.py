@@ -82,15 +82,8 @@ class Inception(FeatureEncoder):
     def description(self) -> dict[str, str | int]:
         return {"resize": self.resize} | ({} if self.rounded else {"rounded": "no"})
 
-    def fetch(self) -> None:
-        if self.has_weights:
-            return
-        try:
-            with torch.device("meta"):
-                _network(None, with_weights=True)
-            self.has_weights = True
-        except UserError as error:
-            self.weights_hint = str(error)
+    def _fetch(self) -> None:
+        _network(None, with_weights=True)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """(B, 2048) features to (B, 1008) logits."""

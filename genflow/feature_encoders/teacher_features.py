@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -73,8 +74,7 @@ class TeacherFeatures(FeatureEncoder):
 
         none = torch.full((len(images),), self.backbone.num_classes, dtype=torch.int64, device=images.device)
         time = torch.full((len(images),), self.time, device=images.device)
-        unguided = Condition.unguided(none)
-        condition = Condition(none, unguided.guidance, unguided.interval, torch.zeros_like(time), time)
+        condition = replace(Condition.unguided(none), duration=torch.zeros_like(time), time=time)
         with ExitStack() as stack:
             for layer, name in zip(self.layers, self.feature_names, strict=True):
                 stack.callback(repeated[layer].register_forward_hook(keep(name)).remove)

@@ -66,15 +66,8 @@ class TimmFeatures(FeatureEncoder):
         """The blocks of a transformer; nothing where timm has no such list."""
         return getattr(self.network, "blocks", ())
 
-    def fetch(self) -> None:
-        if self.has_weights:
-            return
-        try:
-            with torch.device("meta"):
-                self._wanted(pretrained=True)
-            self.has_weights = True
-        except UserError as error:
-            self.weights_hint = str(error)
+    def _fetch(self) -> None:
+        self._wanted(pretrained=True)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3 or 1, H, W) images in [-1, 1] to ``{"pooled": (B, 1, channels)}``."""

@@ -2,12 +2,11 @@
 
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genflow.analysis.description import build_on_meta, describe
+from genflow.analysis.description import build_on_meta, describe, first_paragraph, system
 from genflow.config.recipe import dump_yaml
 from genflow.runs.folder import Run
 from genflow.runs.hub import PREFIX, hub
@@ -40,8 +39,8 @@ def model_card(run: Run, facts: Facts) -> Any:
     client = hub()
     title = facts.repository.split("/")[1]
     method = run.graph.model.cls
-    system = _first_line(sys.modules[method.__module__].__doc__)
-    papers = list(dict.fromkeys(_ARXIV.findall(system)))
+    what = system(run.graph)
+    papers = list(dict.fromkeys(_ARXIV.findall(what)))
     generator = build_on_meta(run.graph, for_training=False).generator
     classes = 0 if generator is None else generator.num_classes
     task = "class-conditional-image-generation" if classes else "unconditional-image-generation"
@@ -61,7 +60,7 @@ def model_card(run: Run, facts: Facts) -> Any:
     )
     blocks = [
         f"# {title}",
-        system,
+        what,
         *(f"![Samples]({file})" for file in facts.files if file.startswith("samples/")),
         "## Use",
         *_use(run, facts, None if generator is None else classes),
@@ -147,7 +146,7 @@ def _components(run: Run) -> str:
 
 def _training(run: Run, facts: Facts) -> list[str]:
     dataset = facts.recipe.get("train_dataloader", {}).get("dataset", {})
-    what = _first_line(run.graph.recipe.arguments["train_dataloader"].arguments["dataset"].cls.__doc__)
+    what = first_paragraph(run.graph.recipe.arguments["train_dataloader"].arguments["dataset"].cls.__doc__)
     counts = [f"{facts.metrics[name]:,} {name}" for name in ("updates", "images") if facts.metrics.get(name)]
     counts += [f"seed {facts.metrics['seed']}"] if facts.metrics.get("seed") is not None else []
     blocks = [what, f"```yaml\n{dump_yaml(dataset)}```"]
@@ -169,7 +168,8 @@ def _figures(run: Run, facts: Facts) -> list[str]:
     evaluator = run.graph.recipe.arguments["evaluation"]
     blocks = []
     if evaluator is not None:
-        by = f"By `{evaluator.cls.__name__}`, as the recipe's `evaluation` says: {_first_line(evaluator.cls.__doc__)}"
+        what = first_paragraph(evaluator.cls.__doc__)
+        by = f"By `{evaluator.cls.__name__}`, as the recipe's `evaluation` says: {what}"
         blocks = [by, f"```yaml\n{dump_yaml(facts.recipe['evaluation'])}```"]
     for key, report in found.items():
         real = report.get("real") or {}
@@ -225,7 +225,3 @@ def _number(value: Any) -> str:
 def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [titles, ("---",) * len(titles), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n\n")[0].replace("\n", " ").strip()

@@ -30,15 +30,19 @@ def weights_files(run: Run) -> list[Path]:
     return [run.weights_file(), *averages, *kept]
 
 
-def check_weights(run: Run) -> None:
+def check_weights(run: Run) -> list[Path]:
     """Read all of a run's weights.
+
+    Returns:
+        :func:`weights_files`.
 
     Raises:
         UserError: a file is missing, damaged, or not what the recipe builds; names it.
     """
     own = run.graph.build_artifact().state_dict()
     of_prerequisites = {run.prerequisite_file(name): entry.graph for name, entry in run.graph.prerequisites.items()}
-    for file in weights_files(run):
+    files = weights_files(run)
+    for file in files:
         graph = of_prerequisites.get(file)
         expected = own if graph is None else graph.build_artifact().state_dict()
         try:
@@ -47,3 +51,4 @@ def check_weights(run: Run) -> None:
             raise
         except ValueError as error:
             raise UserError(f"{file}: does not fit {run.recipe_file}: {error}") from None
+    return files

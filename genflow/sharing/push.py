@@ -14,7 +14,7 @@ from genflow.runs.folder import Run
 from genflow.runs.hub import HubName, hub, in_one_line, is_shared
 from genflow.runs.ownership import signed
 from genflow.sharing.card import Facts, model_card
-from genflow.sharing.check import check_weights, weights_files
+from genflow.sharing.check import check_weights
 from genflow.sharing.private import without_paths
 from genflow.weights import naming_disk
 
@@ -53,10 +53,10 @@ def contents(run: Run, name: HubName, licence: str, scalars: bool = False) -> tu
     Raises:
         UserError: weights are missing, damaged or others.
     """
-    check_weights(run)
+    weights = check_weights(run)
     recipe, cut = without_paths(run.graph.plain)
     metrics, cut_metrics = without_paths(run.metrics)
-    files: Contents = {file.relative_to(run.path).as_posix(): file for file in weights_files(run)}
+    files: Contents = {file.relative_to(run.path).as_posix(): file for file in weights}
     files["recipe.yaml"] = signed(dump_yaml(recipe)).encode()
     files["metrics.json"] = (json.dumps(metrics, indent=2) + "\n").encode()
     grids = sorted((run.path / "samples").glob("step_*.png"))
