@@ -25,6 +25,7 @@ from genflow.inference.write_images import save_grid
 from genflow.methods.base import Method
 from genflow.processes import decided
 from genflow.runs.folder import RAW, RunFolder
+from genflow.runs.scalars import read_line
 from genflow.weights import naming_disk, write_atomically
 
 #: Share of the initial weights in an average from which on the log speaks of it.
@@ -57,18 +58,9 @@ def _lines_until(step: int, content: bytes) -> bytes:
     Lines of another kind are somebody's, and stay.
     """
     *lines, last = content.split(b"\n")
-    if _step_of(last) is not None:  # a kill may have cut off no more than the end of the line
+    if read_line(last) is not None:  # a kill may have cut off no more than the end of the line
         lines.append(last)
-    return b"".join(line + b"\n" for line in lines if (_step_of(line) or 0) <= step)
-
-
-def _step_of(line: bytes) -> int | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = found.get("step") if isinstance(found, dict) else None
-    return step if isinstance(step, int) else None
+    return b"".join(line + b"\n" for line in lines if (read_line(line) or {"step": 0})["step"] <= step)
 
 
 class TimeHook(Hook):

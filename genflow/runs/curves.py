@@ -1,6 +1,5 @@
 """What runs logged, over their updates, with their sample grids beside it: one picture of several runs."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from genflow.config.recipe import parse_yaml
 from genflow.errors import UserError, nearest
 from genflow.runs.folder import RunFolder
+from genflow.runs.scalars import read_line
 from genflow.weights import write_atomically
 
 #: Grids that are shown of a run: the first, the one in the middle and the last.
@@ -62,7 +62,7 @@ def read_curves(folder: RunFolder) -> Curves:
         raise UserError(f"{file}: missing, so this is no run folder, or one that has not trained yet{hint}")
     kept: list[dict[str, Any]] = []
     for text in file.read_bytes().splitlines():
-        line = _parsed(text)
+        line = read_line(text)
         if line is None:
             continue
         while kept and kept[-1]["step"] >= line["step"]:
@@ -76,15 +76,6 @@ def read_curves(folder: RunFolder) -> Curves:
     pictures = sorted((folder.path / "samples").glob("step_*.png"))
     grids = [(int(digits), path) for path in pictures if (digits := path.stem.removeprefix("step_")).isdecimal()]
     return Curves(folder.path, steps, values, _held_out(folder), sorted(grids))
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """A line of the file; None for lines of others, and a torn last one."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def _number(value: Any) -> float:
